@@ -1,0 +1,30 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: climb test ui lint clean
+
+climb: $(STAMP) ## make the toy machine from raw documents to the final model
+	$(BIN)/hillclimb climb
+
+test: $(STAMP) ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+ui: $(STAMP) ## Dagster and MLflow on loopback
+	$(BIN)/hillclimb ui
+
+lint: $(STAMP) ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(STAMP): requirements/cpu.txt pyproject.toml
+	./scripts/install_system.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+clean: ## forget the environment, keep the artifacts
+	rm -rf $(VENV)
