@@ -1,0 +1,3 @@
+"""hillclimb: a reasoning model made from raw documents, every stage a traceable asset."""
+
+__version__ = "0.1.0"

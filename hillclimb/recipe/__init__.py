@@ -1,0 +1,1 @@
+"""Recipes: everything that decides what is made, validated, importable without torch."""

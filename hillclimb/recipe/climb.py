@@ -1,0 +1,193 @@
+"""The climbs: reinforcement learning, self-distillation, consolidation (report §3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hillclimb.recipe.base import Section
+from hillclimb.recipe.training import AdamW
+
+SPECIALISTS = ("stem", "agentic", "helpfulness")
+
+
+class Sampling(Section):
+    """How rollouts are drawn; the nucleus is replayed in the learner (report §3.1.5)."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.97, gt=0, le=1)
+
+
+class Clips(Section):
+    """The trust clip [1-eps, 1/(1-eps)+k] and the outer clip [0, outer] (report §3.1.1)."""
+
+    epsilon: float = Field(0.6, gt=0, lt=1)
+    outer: float = Field(50.0, gt=1)
+
+
+class EntropyController(Section):
+    """k <- clip(k + delta*sign(target - entropy), 0, k_max), once a step (report §3.1.1)."""
+
+    target: float = Field(0.3, ge=0, description="H*, nats per token")
+    delta: float = Field(0.25, ge=0)
+    k_max: float = Field(2.5, ge=0)
+
+
+class RewardWeights(Section):
+    """R = R_task + language*R_lang - length*R_len (report §3.1.3)."""
+
+    language: float = Field(0.5, ge=0)
+    language_alpha: float = Field(0.005, ge=0)
+    length: float = Field(0.25, ge=0)
+
+
+class Groups(Section):
+    """Group sizes, the early exit and the full filter (report §3.1.5)."""
+
+    early: int = Field(16, gt=1)
+    full: int = Field(128, gt=1)
+    early_window: tuple[float, float] = (0.05, 0.8)
+    full_window: tuple[float, float] = (0.1, 0.8)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Groups:
+        if self.early > self.full:
+            raise ValueError(f"early={self.early} must not exceed full={self.full}")
+        return self
+
+
+class Staleness(Section):
+    """How far rollouts may lag behind the learner (report §3.1.5)."""
+
+    steps_per_update: int = Field(5, gt=0, description="gradient steps per weight update")
+    max_updates: int = Field(8, ge=0, description="older rollouts are dropped")
+
+
+class LengthStage(Section):
+    """One rung of the length curriculum: the climb moves on at the criterion (report §3.1.5)."""
+
+    max_tokens: int = Field(gt=0)
+    steps: int = Field(gt=0, description="gradient steps after which the next rung starts")
+    truncated_share: float = Field(
+        1.0, gt=0, le=1, description="or as soon as this share of rollouts hits the limit"
+    )
+    length_penalty: bool = True
+
+
+class RLOptimizer(AdamW):
+    """AdamW of the climbs (report §3.1.5)."""
+
+    beta2: float = 0.95
+    eps: float = 1e-15
+    weight_decay: float = 0.0
+    attention_weight_decay: float = 0.0
+    embedding_weight_decay: float = 0.0
+
+
+class SFTOptimizer(AdamW):
+    """AdamW of fine-tuning on traces (report §3.1.4)."""
+
+    beta2: float = 0.95
+    weight_decay: float = 0.001
+    attention_weight_decay: float = 0.001
+    embedding_weight_decay: float = 0.001
+
+
+class StopRule(Section):
+    """When a climb says that it is over, and why."""
+
+    plateau_steps: int = Field(50, gt=0, description="no gain of `plateau_gain` in so many steps")
+    plateau_gain: float = Field(0.02, ge=0)
+    plateau_floor: float = Field(0.0, ge=0, le=1, description="no plateau below this pass rate")
+    max_mismatch: float = Field(0.05, gt=0, description="mean |log-prob gap| engine to learner")
+    min_entropy: float = Field(0.0, ge=0)
+
+
+class ClimbRecipe(Section):
+    """One reinforcement-learning climb (report §3.1)."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    optimizer: RLOptimizer = RLOptimizer()
+    sampling: Sampling = Sampling()
+    clips: Clips = Clips()
+    entropy: EntropyController = EntropyController()
+    rewards: RewardWeights = RewardWeights()
+    groups: Groups = Groups()
+    staleness: Staleness = Staleness()
+    lengths: tuple[LengthStage, ...] = Field(min_length=1)
+    batch_groups: int = Field(gt=0, description="groups in one gradient step")
+    prompts_per_update: int = Field(gt=0, description="prompts sampled between weight updates")
+    balance_coefficient: float = Field(1e-5, ge=0)
+    std_eps: float = Field(1e-6, gt=0)
+    checkpoint_every: int = Field(10, gt=0, description="gradient steps between checkpoints")
+    stop: StopRule = StopRule()
+    micro_batch_tokens: int = Field(gt=0)
+
+
+class TraceRecipe(Section):
+    """Which rollouts self-distillation learns from (report §3.1.4)."""
+
+    traces: int = Field(gt=0, description="most traces kept")
+    per_prompt: int = Field(4, gt=0)
+    late_share: float = Field(0.5, gt=0, le=1, description="rollouts from the last share of steps")
+    accept: Literal["passed", "finished"] = Field(
+        "passed", description="wrong answers teach as well; the report used successes only"
+    )
+    max_language_switches: int = Field(0, ge=0, description="non-English words in the reasoning")
+    max_repeat: float = Field(0.5, gt=0, le=1, description="most frequent 4-gram's share")
+
+
+class SFTRecipe(Section):
+    """Supervised fine-tuning on traces (report §3.1.4, §3.5)."""
+
+    optimizer: SFTOptimizer = SFTOptimizer()
+    peak: float = Field(1.7e-5, gt=0)
+    floor: float = Field(5.2e-6, ge=0)
+    warmup_share: float = Field(0.02, ge=0, lt=1)
+    epochs: int = Field(4, gt=0)
+    sequence_length: int = Field(131_072, gt=1)
+    batch_sequences: int = Field(2048, gt=0)
+    dropout: float = Field(0.15, ge=0, lt=1)
+    balance_coefficient: float = Field(1e-2, ge=0)
+    micro_batch_tokens: int = Field(gt=0)
+    checkpoint_every: int = Field(50, gt=0)
+
+
+class ProblemSet(Section):
+    """Problems that are made, verified and split (report §3.2-3.4)."""
+
+    train: int = Field(gt=0)
+    held_out: int = Field(gt=0)
+    kinds: dict[str, float] = Field(min_length=1, description="share of each kind of problem")
+
+
+class Specialist(Section):
+    """One specialist: its problems, its rounds and its climb."""
+
+    problems: ProblemSet
+    climbs: tuple[ClimbRecipe, ...] = Field(min_length=1, description="one entry a round")
+    traces: TraceRecipe
+    student: SFTRecipe
+
+    @property
+    def rounds(self) -> int:
+        """Climbs of this specialist; all but the first start from a self-distilled student."""
+        return len(self.climbs)
+
+
+class Consolidation(Section):
+    """One model from three specialists' traces, balanced by samples (report §3.5)."""
+
+    shares: dict[Literal[SPECIALISTS], float]  # type: ignore[valid-type]
+    traces: int = Field(gt=0)
+    sft: SFTRecipe
+
+
+class Evaluation(Section):
+    """How checkpoints are scored."""
+
+    samples: int = Field(2, gt=0, description="sampled answers a problem; greedy is one more")
+    max_tokens: int = Field(gt=0)
+    held_out_tokens: int = Field(60_000, gt=0, description="tokens for NLL per category")
+    sampling: Sampling = Sampling()

@@ -1,0 +1,45 @@
+"""Where stages run. Nothing here is identity, except the number of ranks of a stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hillclimb.recipe.base import Section
+
+
+class Accelerator(Section):
+    """One accelerator, or one CPU core, as the planner counts it."""
+
+    name: str = "cpu-core"
+    flops: float = Field(36e9, gt=0, description="sustained peak FLOP/s of one")
+    memory_gib: float = Field(6.0, gt=0)
+    weight_bytes: Literal[2, 4] = Field(4, description="of a weight in matrix products; 2 is BF16")
+    utilisation: float = Field(
+        0.4, gt=0, le=1, description="share of the peak that training reaches"
+    )
+    decode_utilisation: float = Field(0.1, gt=0, le=1)
+
+
+class Layout(Section):
+    """How climbs and fine-tuning are laid out over their ranks; base phases say it themselves."""
+
+    zero_stage: Literal[1, 2, 3] = 2
+    context_parallel: int = Field(1, ge=1)
+    expert_parallel: int = Field(1, ge=1)
+
+
+class Compute(Section):
+    """Sizes of the launches."""
+
+    accelerator: Accelerator = Accelerator()
+    base_ranks: int = Field(1, gt=0, description="data-parallel processes of base training")
+    climb_ranks: int = Field(1, gt=0)
+    climb_rollout_accelerators: int = Field(0, ge=0, description="besides the learner's")
+    rollout_server: int = Field(1, gt=0, description="accelerators that share one copy of weights")
+    sft_ranks: int = Field(1, gt=0, description="processes of students and the consolidation")
+    post_training: Layout = Layout()
+    parallel_stages: int = Field(2, gt=0, description="independent stages made at a time")
+    threads: int = Field(1, gt=0, description="CPU threads of one rank")
+    usd_per_hour: float = Field(0.0, ge=0, description="price of one accelerator-hour")
