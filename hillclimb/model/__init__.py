@@ -1,0 +1,1 @@
+"""MAI-Base-1 in Hugging Face form: configuration, model, tokenizer."""

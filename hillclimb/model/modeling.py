@@ -1,0 +1,249 @@
+"""The decoder: local and global attention, dense and latent-MoE layers (report §2.1-2.2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from hillclimb.model.configuration import MaiConfig
+from hillclimb.model.moe import LatentMoE, SwiGLU
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * gain, computed in FP32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+@dataclass
+class AttentionInputs:
+    """What attention needs besides the states.
+
+    Attributes:
+        local: bool mask (B, 1, T, S), True where a local layer may look.
+        full: the same for global layers.
+        cos, sin: rotary tables for the T query positions, (T, head_dim/2) or (B, 1, T, head_dim/2).
+    """
+
+    local: Tensor
+    full: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass
+class KVCache:
+    """Keys and values of all layers, (L, B, H_kv, S_max, d); `length` columns are filled."""
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    @classmethod
+    def empty(cls, config: MaiConfig, batch: int, columns: int) -> KVCache:
+        """Room for `columns` tokens of `batch` sequences."""
+        shape = (
+            config.num_hidden_layers, batch, config.num_key_value_heads, columns, config.head_dim
+        )  # fmt: skip
+        return cls(torch.zeros(shape), torch.zeros(shape))
+
+    def write(self, layer: int, k_BHTd: Tensor, v_BHTd: Tensor) -> tuple[Tensor, Tensor]:
+        """Append T columns to a layer; returns everything up to them."""
+        end = self.length + k_BHTd.shape[2]
+        self.keys[layer, :, :, self.length : end] = k_BHTd
+        self.values[layer, :, :, self.length : end] = v_BHTd
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def select(self, rows: Tensor) -> KVCache:
+        """Keep (or repeat) the given rows."""
+        return KVCache(
+            self.keys.index_select(1, rows), self.values.index_select(1, rows), self.length
+        )
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RMSNorm on q and k; rotary positions on local layers only."""
+
+    def __init__(self, config: MaiConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.local = config.layer_types[layer] == "sliding_attention"
+        self.window = config.sliding_window
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv = nn.Linear(config.hidden_size, width, bias=False)
+        self.out = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCache | None) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        batch, length, _ = x_BTD.shape
+        h, g, d = self.heads, self.kv_heads, self.head_dim
+        qkv = self.qkv(x_BTD).view(batch, length, h + 2 * g, d).transpose(1, 2)
+        q, k, v = qkv.split((h, g, g), dim=1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.local:
+            q, k = _rotate(q, inputs.cos, inputs.sin), _rotate(k, inputs.cos, inputs.sin)
+        mask = inputs.local if self.local else inputs.full
+        if cache is not None:
+            k, v = cache.write(self.layer, k, v)
+            if self.local and length == 1 and k.shape[2] > self.window:
+                k, v = k[:, :, -self.window :], v[:, :, -self.window :]
+                mask = mask[..., -self.window :]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=h != g)
+        return self.out(y.transpose(1, 2).reshape(batch, length, h * d))
+
+
+def _rotate(x_BHTd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x_BHTd.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class DecoderLayer(nn.Module):
+    """x + N_out(F(N_in(x))) for attention, then for the dense or latent-MoE feed-forward."""
+
+    def __init__(self, config: MaiConfig, layer: int) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.attention_in, self.attention_out = RMSNorm(width, eps), RMSNorm(width, eps)
+        self.ffn_in, self.ffn_out = RMSNorm(width, eps), RMSNorm(width, eps)
+        self.attention = Attention(config, layer)
+        self.ffn: nn.Module = (
+            LatentMoE(config) if config.is_moe(layer) else SwiGLU(width, config.dense_ffn_size)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCache | None) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        attended = self.attention(self.attention_in(x_BTD), inputs, cache)
+        x_BTD = x_BTD + self.dropout(self.attention_out(attended))
+        return x_BTD + self.dropout(self.ffn_out(self.ffn(self.ffn_in(x_BTD))))
+
+
+class MaiForCausalLM(PreTrainedModel):
+    """MAI-Base-1 with its (tied) output head."""
+
+    config_class = MaiConfig
+    base_model_prefix = "model"
+    config: MaiConfig
+
+    def __init__(self, config: MaiConfig) -> None:
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding, which is the output head too."""
+        return self.embed
+
+    def get_output_embeddings(self) -> None:
+        """None: the head is the embedding itself, not a tied copy."""
+        return
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: `initialise` sets every weight, checkpoints set them otherwise."""
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> MaiForCausalLM:
+        """N(0, std); projections into the residual scaled by 1/sqrt(2L); zero-init attention.
+
+        Zero-init sets the gain of attention's output norm to zero and nothing else (report §2.2).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        std = self.config.initializer_range
+        residual = std / math.sqrt(2 * self.config.num_hidden_layers)
+        into_residual = ("attention.out.weight", "ffn.down.weight", "ffn.latent_up.weight")
+        for name, weight in self.named_parameters():
+            if weight.ndim == 1:
+                zero = self.config.zero_init_attention and "attention_out" in name
+                weight.fill_(0.0 if zero else 1.0)
+            else:
+                scale = residual if name.endswith(into_residual) else std
+                scale = self.config.embedding_range if name.startswith("embed") else scale
+                weight.normal_(0.0, scale, generator=generator)
+        return self
+
+    def moe_layers(self) -> list[LatentMoE]:
+        """The latent-MoE blocks, in depth order."""
+        return [m for m in self.modules() if isinstance(m, LatentMoE)]
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        starts: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states (B, T, D) of tokens (B, T).
+
+        Args:
+            input_ids: tokens.
+            segments: (B, T) document numbers of a packed sequence; tokens see their own only.
+            cache: keys and values of earlier columns; T new ones are appended.
+            starts: (B,) first real column of left-padded rows (with a cache).
+        """
+        past = cache.length if cache is not None else 0
+        inputs = self._attention_inputs(input_ids, past, segments, starts)
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            x = layer(x, inputs, cache)
+        if cache is not None:
+            cache.length += input_ids.shape[1]
+        return self.norm(x)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Output logits in FP32."""
+        return F.linear(hidden_BTD.float(), self.embed.weight.float())
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        segments: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> CausalLMOutput:
+        """Logits (B, T, V); with labels (-100 = ignored, already shifted) the mean loss too."""
+        logits = self.logits(self.hidden(input_ids, segments))
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        return CausalLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+    def _attention_inputs(
+        self, ids: Tensor, past: int, segments: Tensor | None, starts: Tensor | None
+    ) -> AttentionInputs:
+        length, device = ids.shape[1], ids.device
+        query = torch.arange(past, past + length, device=device)
+        key = torch.arange(past + length, device=device)
+        distance = query[:, None] - key[None, :]
+        full = (distance >= 0)[None, None]
+        if segments is not None:
+            full = full & (segments[:, None, :, None] == segments[:, None, None, :])
+        if starts is not None:
+            visible = key[None, :] >= starts[:, None]
+            full = full & (visible[:, None, None, :] | (distance == 0)[None, None])
+        local = full & (distance < self.config.sliding_window)[None, None]
+        half = self.config.head_dim // 2
+        rate = self.config.rope_theta ** (-torch.arange(half, device=device) / half)
+        angle = query[:, None].float() * rate[None, :]
+        return AttentionInputs(local, full, angle.cos(), angle.sin())

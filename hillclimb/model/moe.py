@@ -1,0 +1,104 @@
+"""LatentMoE: the router sees the full state, the experts work in a shared latent (report §2.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hillclimb.model.configuration import MaiConfig
+
+
+class SwiGLU(nn.Module):
+    """W_down(silu(gate) * up), gate and up from one linear without bias."""
+
+    def __init__(self, width: int, ffn_size: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, ffn_size, bias=False)
+        self.down = nn.Linear(ffn_size // 2, width, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Map (…, D) to (…, D)."""
+        gate, up = self.gate_up(x_TD).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class RouterLoad:
+    """How often each expert was chosen in the current optimiser step, over all ranks.
+
+    The balance loss of a micro-batch uses the counts of the whole step so far, summed over all
+    ranks: aggregation matters more than the kind of loss (report §2.2).
+    """
+
+    def __init__(self, experts: int) -> None:
+        self.counts = torch.zeros(experts, dtype=torch.float64)
+
+    def add(self, chosen_E: Tensor) -> Tensor:
+        """Add one micro-batch's counts (E,); returns the shares f_e of the step so far."""
+        counts = chosen_E.detach().to("cpu", torch.float64)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+        self.counts += counts
+        return self.counts / self.counts.sum().clamp_min(1.0)
+
+    def reset(self) -> None:
+        """Start the next step."""
+        self.counts.zero_()
+
+
+class LatentMoE(nn.Module):
+    """y = W_up sum_e g_e FFN_e(W_down x), top-k of a softmax over all experts, renormalised.
+
+    Dropless: every token reaches its k experts. Rows are sorted by expert, so each expert is one
+    matrix product.
+    """
+
+    def __init__(self, config: MaiConfig) -> None:
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.experts = config.num_experts
+        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.latent_down = nn.Linear(config.hidden_size, config.latent_size, bias=False)
+        self.latent_up = nn.Linear(config.latent_size, config.hidden_size, bias=False)
+        width, ffn = config.latent_size, config.expert_ffn_size
+        self.gate_up_EFW = nn.Parameter(torch.empty(config.num_experts, ffn, width))
+        self.down_EWH = nn.Parameter(torch.empty(config.num_experts, width, ffn // 2))
+        self.load = RouterLoad(config.num_experts)
+        self.balance: Tensor | None = None
+        self.router_entropy = 0.0
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D); in training mode leaves the balance loss in `balance`."""
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+        probs_NE = F.softmax(self.router(x_ND).float(), dim=-1)
+        gates_NK, chosen_NK = torch.topk(probs_NE, self.top_k, dim=-1)
+        gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
+        counts_E = torch.bincount(chosen_NK.flatten(), minlength=self.experts)
+        if self.training:
+            self._account(probs_NE, counts_E)
+        latent_NW = self.latent_down(x_ND)
+        mixed_NW = self._dispatch(latent_NW, gates_NK, chosen_NK, counts_E)
+        return self.latent_up(mixed_NW).view_as(x_BTD)
+
+    def _account(self, probs_NE: Tensor, counts_E: Tensor) -> None:
+        share_E = self.load.add(counts_E).to(probs_NE)
+        mean_E = probs_NE.mean(0)
+        self.balance = self.experts * (share_E * mean_E).sum()
+        with torch.no_grad():
+            self.router_entropy = float(-(mean_E * mean_E.clamp_min(1e-9).log()).sum())
+
+    def _dispatch(
+        self, latent_NW: Tensor, gates_NK: Tensor, chosen_NK: Tensor, counts_E: Tensor
+    ) -> Tensor:
+        order = torch.sort(chosen_NK.flatten(), stable=True).indices
+        token_M = torch.div(order, self.top_k, rounding_mode="floor")
+        rows = latent_NW.index_select(0, token_M).split(counts_E.tolist())
+        outs = []
+        for rows_W, gate_up, down in zip(
+            rows, self.gate_up_EFW.unbind(0), self.down_EWH.unbind(0), strict=True
+        ):
+            gate, up = F.linear(rows_W, gate_up).chunk(2, dim=-1)
+            outs.append(F.linear(F.silu(gate) * up, down))
+        weighted = torch.cat(outs) * gates_NK.flatten().index_select(0, order)[:, None]
+        return torch.zeros_like(latent_NW).index_add(0, token_M, weighted)

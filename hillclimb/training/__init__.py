@@ -1,0 +1,1 @@
+"""Training through DeepSpeed: learner, schedules, packing, checkpoints."""

@@ -1,0 +1,168 @@
+"""The learner: blind to the algorithm, it takes losses and makes steps through DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hillclimb.model.modeling import MaiForCausalLM
+from hillclimb.training.runtime import _deepspeed
+
+Batch = TypeVar("Batch")
+LossFunction = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor]]]
+
+
+class Learner:
+    """One model and its AdamW under ZeRO.
+
+    A step takes micro-batches and a function that gives each one's share of the loss: the sum of
+    all shares over all micro-batches and ranks is what is minimised.
+    """
+
+    def __init__(
+        self, model: MaiForCausalLM, optimizer: dict[str, Any], zero_stage: int, balance: float
+    ) -> None:
+        self.balance_coefficient = balance
+        self.model = model
+        adam = torch.optim.AdamW(
+            parameter_groups(model, optimizer),
+            lr=0.0,
+            betas=(optimizer["beta1"], optimizer["beta2"]),
+            eps=optimizer["eps"],
+        )
+        self.engine, _, _, _ = _deepspeed().initialize(
+            model=model, optimizer=adam, config=_config(zero_stage, optimizer["grad_clip"])
+        )
+        self.world = dist.get_world_size()
+        self.sums: dict[str, Tensor] = {}
+
+    def step(
+        self, batches: Sequence[Batch], loss_function: LossFunction[Batch], learning_rate: float
+    ) -> dict[str, float]:
+        """One optimiser step.
+
+        Returns:
+            The scalar metrics of the loss function, summed over micro-batches and ranks, plus
+            `grad_norm`, `balance_loss`, `router_max_share`, `router_entropy`. Sums of any shape
+            stay in `sums`.
+        """
+        self.model.train()
+        moe = self.model.moe_layers()
+        for layer in moe:
+            layer.load.reset()
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        totals: dict[str, Tensor] = {}
+        balance = 0.0
+        for index, batch in enumerate(batches):
+            self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
+            loss, metrics = loss_function(self.model, batch)
+            term = torch.stack([layer.balance for layer in moe if layer.balance is not None]).mean()
+            balance += float(term.detach()) / len(batches)
+            share = self.balance_coefficient / (len(batches) * self.world)
+            self.engine.backward((loss + share * term) * self.world)
+            for key, value in metrics.items():
+                totals[key] = totals[key] + value.detach() if key in totals else value.detach()
+        self.engine.step()
+        self.sums = all_sum(totals)
+        return {**_scalars(self.sums), **self._state(moe, balance)}
+
+    def _state(self, moe: list[Any], balance: float) -> dict[str, float]:
+        shares = torch.stack([layer.load.counts / layer.load.counts.sum() for layer in moe])
+        return {
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "balance_loss": balance,
+            "router_max_share": float(shares.max()),
+            "router_entropy": sum(layer.router_entropy for layer in moe) / len(moe),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Optimizer and master weights of this rank, by a stable name."""
+        found = {}
+        for g, group in enumerate(self._inner().param_groups):
+            for p, parameter in enumerate(group["params"]):
+                found[f"{g}.{p}.master"] = parameter.data
+                for key, value in sorted(self._inner().state.get(parameter, {}).items()):
+                    found[f"{g}.{p}.{key}"] = value
+        return found
+
+    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        """Take back model weights and what `tensors` gave."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+        inner = self._inner()
+        for g, group in enumerate(inner.param_groups):
+            for p, parameter in enumerate(group["params"]):
+                prefix = f"{g}.{p}."
+                parameter.data.copy_(tensors[prefix + "master"])
+                state = {
+                    key[len(prefix) :]: value.clone()
+                    for key, value in tensors.items()
+                    if key.startswith(prefix) and key != prefix + "master"
+                }
+                if state:
+                    inner.state[parameter] = state
+
+    def _inner(self) -> torch.optim.Optimizer:
+        wrapper = self.engine.optimizer
+        return getattr(wrapper, "optimizer", wrapper)
+
+
+def parameter_groups(model: nn.Module, optimizer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Weight decay by kind: attention, embedding, everything else; norms have none."""
+    groups: dict[str, list[nn.Parameter]] = {"norm": [], "attention": [], "embedding": [], "": []}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            groups["norm"].append(parameter)
+        elif ".attention." in name:
+            groups["attention"].append(parameter)
+        elif name.startswith("embed"):
+            groups["embedding"].append(parameter)
+        else:
+            groups[""].append(parameter)
+    decay = {
+        "norm": 0.0,
+        "attention": optimizer["attention_weight_decay"],
+        "embedding": optimizer["embedding_weight_decay"],
+        "": optimizer["weight_decay"],
+    }
+    return [{"params": p, "weight_decay": decay[name]} for name, p in groups.items()]
+
+
+def _config(zero_stage: int, clip: float) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip,
+        "zero_optimization": {
+            "stage": zero_stage,
+            "contiguous_gradients": False,
+            "overlap_comm": False,
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 50_000_000,
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def all_sum(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sum tensors of any shape over all ranks, in float64."""
+    if not values:
+        return {}
+    names = sorted(values)
+    flat = torch.cat([values[name].double().cpu().flatten() for name in names])
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(flat)
+    parts = flat.split([values[name].numel() for name in names])
+    return {name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def _scalars(values: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if value.ndim == 0}

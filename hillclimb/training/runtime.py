@@ -1,0 +1,55 @@
+"""Process group and DeepSpeed start-up."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def start(threads: int = 1) -> tuple[int, int]:
+    """Join the process group that the environment names; one process alone makes its own.
+
+    Returns:
+        (rank, world size).
+    """
+    torch.set_num_threads(threads)
+    if not dist.is_initialized():
+        os.environ.setdefault("RANK", "0")
+        os.environ.setdefault("LOCAL_RANK", "0")
+        os.environ.setdefault("WORLD_SIZE", "1")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        _deepspeed().init_distributed(dist_backend=_backend(), auto_mpi_discovery=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _backend() -> str:
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _deepspeed() -> Any:
+    """DeepSpeed, told not to compile its shared-memory collective: gloo serves on CPU."""
+    import logging
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
