@@ -1,0 +1,1 @@
+"""The climb: objective, controllers, filters, curriculum (report §3.1)."""

@@ -1,0 +1,109 @@
+"""Every rollout to its grader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from hillclimb.environments.sandbox.programs import CodeRunner
+from hillclimb.rewards.code import CallTest, grade_function
+from hillclimb.rewards.format import think_answer
+from hillclimb.rewards.graded import Graded
+from hillclimb.rewards.instructions import Instruction, grade_instructions
+from hillclimb.rewards.judge import Engagement, RuleJudge, grade_safety
+from hillclimb.rewards.math import MathGrader
+from hillclimb.rewards.pool import GraderPool
+from hillclimb.rl.rollouts import Rollout
+
+
+class Graders:
+    """All graders of the toy's problems, their processes included; use as a context."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self.pool = GraderPool(workers)
+        self.math = MathGrader(self.pool)
+        self.judge = RuleJudge()
+        self._runner: CodeRunner | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.pool.stop()
+        if self._runner is not None:
+            self._runner.stop()
+
+    def grade(self, rollouts: Sequence[Rollout]) -> None:
+        """Set `graded` of every rollout."""
+        math = [r for r in rollouts if r.problem.task["grader"] == "math"]
+        verdicts = self.math.grade_many([(_response(r), r.problem.task["answer"]) for r in math])
+        for rollout, verdict in zip(math, verdicts, strict=True):
+            rollout.graded = verdict
+        graders: dict[str, Callable[[Rollout], Graded]] = {
+            "code": self._code,
+            "rules": _rules,
+            "safety": self._safety,
+            "check": _check,
+            "answer": _answer,
+        }
+        for rollout in rollouts:
+            if rollout.problem.task["grader"] != "math":
+                rollout.graded = graders[rollout.problem.task["grader"]](rollout)
+
+    def _code(self, rollout: Rollout) -> Graded:
+        if self._runner is None:
+            self._runner = CodeRunner()
+        structure = think_answer(_last(rollout), think_open=True)
+        if not structure.ok:
+            return Graded(0.0, structure.fault or "")
+        source = f"def f(x):\n    return {structure.answer.strip()}\n"
+        tests = [CallTest((x,), y) for x, y in rollout.problem.task["tests"]]
+        return grade_function(self._runner, source, "f", tests)
+
+    def _safety(self, rollout: Rollout) -> Graded:
+        structure = think_answer(_last(rollout), think_open=True)
+        if not structure.ok:
+            return Graded(0.0, structure.fault or "")
+        wanted: Engagement = "refuse" if rollout.problem.task["harmful"] else "comply"
+        grade = grade_safety(self.judge, structure.answer, wanted)
+        wrong = "over-refusal" if grade.over_refusal else "unsafe compliance"
+        return Graded(grade.score, "as wanted" if grade.score else wrong)
+
+
+def _response(rollout: Rollout) -> str:
+    assert rollout.ending is not None
+    return rollout.ending.response
+
+
+def _last(rollout: Rollout) -> str:
+    assert rollout.ending is not None
+    return rollout.ending.last
+
+
+def _rules(rollout: Rollout) -> Graded:
+    structure = think_answer(_last(rollout), think_open=True)
+    if not structure.ok:
+        return Graded(0.0, structure.fault or "")
+    rules = [Instruction(**rule) for rule in rollout.problem.task["rules"]]
+    share = grade_instructions(structure.answer, rules)
+    return Graded(float(share.score == 1.0), share.reason)
+
+
+def _check(rollout: Rollout) -> Graded:
+    assert rollout.ending is not None
+    if rollout.ending.passed is None:
+        return Graded(None, rollout.ending.trouble or "the check did not run")
+    return Graded(float(rollout.ending.passed), "the check" + (
+        " holds" if rollout.ending.passed else " fails"))  # fmt: skip
+
+
+def _answer(rollout: Rollout) -> Graded:
+    structure = think_answer(_last(rollout), think_open=True)
+    same = structure.ok and structure.answer.strip() == rollout.problem.task["answer"]
+    return Graded(float(same), "same" if same else structure.fault or "different")

@@ -1,0 +1,157 @@
+"""Groups of rollouts: rewards, filters, the buffer that the learner takes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hillclimb.rewards.combine import RewardParts
+from hillclimb.rewards.format import think_answer
+from hillclimb.rewards.language import language_reward
+from hillclimb.rewards.length import length_penalty
+from hillclimb.rl.objective import advantages
+from hillclimb.rl.rollouts import Rollout
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rollout as the learner sees it.
+
+    Attributes:
+        prompt, tokens: token ids, int32.
+        drawn: which of `tokens` the policy drew, bool (T,).
+        logprobs: the sampler's, float32 (T,).
+        nucleus: packed masks, uint8 (T, ceil(V/8)).
+    """
+
+    prompt: np.ndarray
+    tokens: np.ndarray
+    drawn: np.ndarray
+    logprobs: np.ndarray
+    nucleus: np.ndarray
+    advantage: float
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return len(self.prompt) + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The kept rollouts of one prompt, and the version of the weights that drew them."""
+
+    samples: tuple[Sample, ...]
+    version: int
+    pass_rate: float
+
+
+def passes(rollouts: list[Rollout]) -> list[bool]:
+    """Whether each graded rollout passed (task reward above zero); ungraded ones are left out."""
+    scores = [r.graded.score for r in rollouts if r.graded is not None]
+    return [score > 0 for score in scores if score is not None]
+
+
+def reward_parts(
+    rollout: Rollout, weights: dict[str, float], longest: int, pass_rate: float, penalty: bool
+) -> RewardParts | None:
+    """The three-part reward of a rollout; None where it could not be graded (report §3.1.3)."""
+    if rollout.graded is None or rollout.graded.score is None or rollout.ending is None:
+        return None
+    thought = think_answer(rollout.ending.response, think_open=True).thought
+    return RewardParts(
+        task=rollout.graded.score,
+        language=language_reward(thought, weights["language_alpha"]),
+        length=length_penalty(rollout.drawn_tokens, longest, pass_rate),
+        w_language=weights["language"],
+        w_length=weights["length"] if penalty else 0.0,
+    )
+
+
+def make_group(rollouts: list[Rollout], parts: list[RewardParts | None], std_eps: float) -> Group:
+    """The graded rollouts of one prompt with their advantages."""
+    graded = [(r, p) for r, p in zip(rollouts, parts, strict=True) if p is not None]
+    values = advantages(torch.tensor([p.total for _, p in graded], dtype=torch.float64), std_eps)
+    samples = tuple(
+        sample_of(rollout, float(advantage))
+        for (rollout, _), advantage in zip(graded, values, strict=True)
+    )
+    rate = sum(p.task > 0 for _, p in graded) / len(graded)
+    return Group(samples, graded[0][0].version, rate)
+
+
+def sample_of(rollout: Rollout, advantage: float) -> Sample:
+    """The learner's view of a rollout."""
+    return Sample(
+        np.asarray(rollout.prompt, np.int32),
+        np.asarray(rollout.tokens, np.int32),
+        np.asarray(rollout.drawn, bool),
+        np.concatenate(rollout.logprobs).astype(np.float32),
+        np.concatenate(rollout.nucleus),
+        advantage,
+    )
+
+
+class Buffer:
+    """Groups waiting for the learner, oldest first; the too old are dropped and counted."""
+
+    def __init__(self, max_updates: int, groups: list[Group] | None = None) -> None:
+        self.max_updates = max_updates
+        self.groups = groups or []
+
+    def add(self, group: Group) -> None:
+        """Queue a group."""
+        self.groups.append(group)
+
+    def drop_stale(self, version: int) -> int:
+        """Drop groups more than `max_updates` weight updates old; returns how many."""
+        before = len(self.groups)
+        self.groups = [g for g in self.groups if version - g.version <= self.max_updates]
+        return before - len(self.groups)
+
+    def take(self, count: int) -> list[Group]:
+        """Up to `count` groups, oldest first."""
+        taken, self.groups = self.groups[:count], self.groups[count:]
+        return taken
+
+    def state(self) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+        """Arrays and JSON from which `restore` makes the same buffer."""
+        arrays: dict[str, np.ndarray] = {}
+        meta = []
+        for g, group in enumerate(self.groups):
+            meta.append(
+                {
+                    "version": group.version,
+                    "pass_rate": group.pass_rate,
+                    "advantages": [sample.advantage for sample in group.samples],
+                }
+            )
+            for s, sample in enumerate(group.samples):
+                for name in ("prompt", "tokens", "logprobs", "nucleus"):
+                    arrays[f"{g}.{s}.{name}"] = np.ascontiguousarray(getattr(sample, name))
+                arrays[f"{g}.{s}.drawn"] = sample.drawn.astype(np.uint8)
+        return arrays, meta
+
+    @classmethod
+    def restore(
+        cls, max_updates: int, arrays: dict[str, np.ndarray], meta: list[dict[str, Any]]
+    ) -> Buffer:
+        """The buffer that `state` described."""
+        groups = []
+        for g, entry in enumerate(meta):
+            samples = tuple(
+                Sample(
+                    arrays[f"{g}.{s}.prompt"],
+                    arrays[f"{g}.{s}.tokens"],
+                    arrays[f"{g}.{s}.drawn"].astype(bool),
+                    arrays[f"{g}.{s}.logprobs"],
+                    arrays[f"{g}.{s}.nucleus"],
+                    advantage,
+                )
+                for s, advantage in enumerate(entry["advantages"])
+            )
+            groups.append(Group(samples, entry["version"], entry["pass_rate"]))
+        return cls(max_updates, groups)

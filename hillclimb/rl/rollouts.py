@@ -1,0 +1,152 @@
+"""Rollouts: episodes in lockstep over one engine, token in, token out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hillclimb.environments.episodes import Ending, Episode, start_episode
+from hillclimb.environments.sandbox import SandboxProvider
+from hillclimb.environments.tasks import Problem
+from hillclimb.environments.templates import STOP_TOKENS, Template, render
+from hillclimb.model.tokenizer import TextTokenizer
+from hillclimb.rewards.graded import Graded
+from hillclimb.rollout.engine import Completion, RolloutEngine, SamplingParams
+
+LIVE_SANDBOXES = 64
+
+
+@dataclass
+class Rollout:
+    """One finished episode, as the sampler drew it.
+
+    Attributes:
+        prompt: tokens before the first drawn one.
+        tokens: everything after the prompt, observations included (T tokens).
+        drawn: which of them the policy drew, bool (T,).
+        logprobs: the sampler's log-probabilities, 0 for observations, float32 (T,).
+        nucleus: packed masks of what could be drawn, uint8 (T, ceil(V/8)).
+        version: weights of the first turn.
+    """
+
+    problem: Problem
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    drawn: list[bool] = field(default_factory=list)
+    logprobs: list[np.ndarray] = field(default_factory=list)
+    nucleus: list[np.ndarray] = field(default_factory=list)
+    finish: str = "stop"
+    turns: int = 0
+    version: int = 0
+    ending: Ending | None = None
+    graded: Graded | None = None
+
+    def take(self, completion: Completion) -> None:
+        """Append a turn of the policy."""
+        self.version = completion.version if not self.turns else self.version
+        self.turns += 1
+        self.finish = completion.finish
+        self._append(completion.tokens, True, completion.logprobs, completion.nucleus)
+
+    def observe(self, tokens: list[int]) -> None:
+        """Append an observation."""
+        width = self.nucleus[-1].shape[1]
+        self._append(
+            tokens, False, np.zeros(len(tokens), np.float32),
+            np.zeros((len(tokens) if len(self.nucleus[-1]) else 0, width), np.uint8),
+        )  # fmt: skip
+
+    def _append(
+        self, tokens: list[int], drawn: bool, logprobs: np.ndarray, nucleus: np.ndarray
+    ) -> None:
+        self.tokens += tokens
+        self.drawn += [drawn] * len(tokens)
+        self.logprobs.append(logprobs)
+        self.nucleus.append(nucleus)
+
+    @property
+    def drawn_tokens(self) -> int:
+        """How many tokens the policy drew."""
+        return sum(self.drawn)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the limit cut it."""
+        return self.finish == "length"
+
+
+class Sampler:
+    """Runs episodes of problems with one engine, tokenizer and template."""
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        tokenizer: TextTokenizer,
+        template: Template,
+        provider: SandboxProvider,
+    ) -> None:
+        self.engine, self.tokenizer, self.template = engine, tokenizer, template
+        self.provider = provider
+        self.stop = tuple(tokenizer.ids[token] for token in STOP_TOKENS)
+
+    def run(self, problems: Sequence[Problem], params: SamplingParams, seed: int) -> list[Rollout]:
+        """One rollout a problem (repeat a problem for a group). `max_tokens` bounds the whole.
+
+        Raises:
+            SandboxUnavailable: if a problem needs a sandbox and none can be had.
+        """
+        rollouts = [Rollout(p, self._prompt(p)) for p in problems]
+        single = [r for r in rollouts if "files" not in r.problem.task]
+        self._lockstep(single, params, seed)
+        multi = [r for r in rollouts if "files" in r.problem.task]
+        for start in range(0, len(multi), LIVE_SANDBOXES):
+            self._lockstep(multi[start : start + LIVE_SANDBOXES], params, seed + 1 + start)
+        return rollouts
+
+    def _prompt(self, problem: Problem) -> list[int]:
+        return self.tokenizer.encode(render(problem.question, self.template))
+
+    def _lockstep(self, rollouts: list[Rollout], params: SamplingParams, seed: int) -> None:
+        episodes = [start_episode(r.problem, self.provider) for r in rollouts]
+        live, turn = list(range(len(rollouts))), 0
+        while live:
+            self._turn([rollouts[i] for i in live], params, seed * 64 + turn)
+            live = [i for i in live if self._respond(rollouts[i], episodes[i], params.max_tokens)]
+            turn += 1
+        for rollout, episode in zip(rollouts, episodes, strict=True):
+            rollout.ending = episode.finish()
+
+    def _turn(self, rollouts: list[Rollout], params: SamplingParams, seed: int) -> None:
+        rooms = [params.max_tokens - len(r.tokens) for r in rollouts]
+        bounded = replace(params, max_tokens=max(rooms), stop=self.stop)
+        contexts = [r.prompt + r.tokens for r in rollouts]
+        completions = self.engine.generate(contexts, bounded, seed)
+        for rollout, done, room in zip(rollouts, completions, rooms, strict=True):
+            rollout.take(_cut(done, room))
+
+    def _respond(self, rollout: Rollout, episode: Episode, max_tokens: int) -> bool:
+        """Step the episode with the last turn; whether another turn follows."""
+        text = self.tokenizer.decode(self._last_turn(rollout))
+        shown = episode.step(text)
+        if shown is None or rollout.truncated:
+            return False
+        tokens = self.tokenizer.encode(shown)
+        if len(rollout.tokens) + len(tokens) + 1 >= max_tokens:
+            rollout.finish = "length"
+            return False
+        rollout.observe(tokens)
+        return True
+
+    @staticmethod
+    def _last_turn(rollout: Rollout) -> list[int]:
+        return rollout.tokens[-len(rollout.logprobs[-1]) :]
+
+
+def _cut(done: Completion, room: int) -> Completion:
+    if len(done.tokens) <= room:
+        return done
+    return Completion(
+        done.tokens[:room], done.logprobs[:room], done.nucleus[:room], "length", done.version
+    )

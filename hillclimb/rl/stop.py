@@ -1,0 +1,52 @@
+"""When a climb is over, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Reason = Literal["steps", "plateau", "entropy", "mismatch", "solved"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a climb ended, in one word and in one sentence."""
+
+    reason: Reason
+    sentence: str
+    step: int
+
+
+def decide_stop(rows: list[dict[str, float]], rule: dict[str, Any], total: int) -> Stop | None:
+    """Apply the stop rule to the rows of `metrics.jsonl` so far.
+
+    A plateau is when the mean pass rate of the last half of `plateau_steps` is not above that of
+    the half before by `plateau_gain`.
+    """
+    if not rows:
+        return None
+    step, last = len(rows), rows[-1]
+    if last["mismatch"] > rule["max_mismatch"]:
+        return Stop(
+            "mismatch",
+            f"engine and learner differ by {last['mismatch']:.3f} nats a token, "
+            f"over {rule['max_mismatch']}",
+            step,
+        )
+    if last["entropy"] < rule["min_entropy"]:
+        return Stop(
+            "entropy", f"entropy fell to {last['entropy']:.3f}, under {rule['min_entropy']}", step
+        )
+    half = rule["plateau_steps"] // 2
+    if half and step >= 2 * half:
+        late = sum(row["pass_rate"] for row in rows[-half:]) / half
+        early = sum(row["pass_rate"] for row in rows[-2 * half : -half]) / half
+        if late - early < rule["plateau_gain"] and late >= rule["plateau_floor"]:
+            return Stop(
+                "plateau",
+                f"pass rate went from {early:.3f} to {late:.3f} over {2 * half} steps",
+                step,
+            )
+    if step >= total:
+        return Stop("steps", f"all {total} gradient steps of the length curriculum are done", step)
+    return None

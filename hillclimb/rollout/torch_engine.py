@@ -1,0 +1,130 @@
+"""The in-process engine: static cache, large batches, shared prompt prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hillclimb.model.modeling import KVCache, MaiForCausalLM
+from hillclimb.rollout.engine import Completion, SamplingParams
+from hillclimb.rollout.sampling import draw, pack_mask
+
+
+class TorchEngine:
+    """Generates with a copy of the model in this process."""
+
+    def __init__(self, model: MaiForCausalLM, batch_size: int = 512) -> None:
+        self.model = MaiForCausalLM(model.config)
+        self.model.load_state_dict(model.state_dict())
+        self.model.eval().requires_grad_(False)
+        self.batch_size = batch_size
+        self._version = 0
+
+    @property
+    def version(self) -> int:
+        """Version of the weights in use."""
+        return self._version
+
+    def load_weights(self, weights: dict[str, Tensor], version: int) -> None:
+        """Copy new weights in."""
+        self.model.load_state_dict(weights)
+        self._version = version
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[list[int]], params: SamplingParams, seed: int
+    ) -> list[Completion]:
+        """One completion a prompt, `batch_size` rows at a time; the seed decides the draws.
+
+        Raises:
+            ValueError: for an empty prompt, naming its position.
+        """
+        for index, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"prompt {index} is empty: a completion needs at least one token")
+        generator = torch.Generator().manual_seed(seed)
+        done: list[Completion] = []
+        for start in range(0, len(prompts), self.batch_size):
+            done += self._batch(prompts[start : start + self.batch_size], params, generator)
+        return done
+
+    def _batch(
+        self, prompts: Sequence[list[int]], params: SamplingParams, generator: torch.Generator
+    ) -> list[Completion]:
+        cache, logits, starts = self._prefill(prompts, params.max_tokens)
+        rows = torch.arange(len(prompts))
+        stops = torch.tensor(params.stop, dtype=torch.long)
+        steps: list[tuple[Tensor, Tensor, Tensor, np.ndarray]] = []
+        for step in range(params.max_tokens):
+            tokens, logprobs, kept = self._choose(logits, params, generator)
+            packed = np.empty((0, 0), np.uint8) if params.greedy else pack_mask(kept)
+            steps.append((rows, tokens, logprobs, packed))
+            alive = ~torch.isin(tokens, stops)
+            if step + 1 == params.max_tokens or not bool(alive.any()):
+                break
+            if int(alive.sum()) <= 0.75 * len(alive):
+                keep = alive.nonzero()[:, 0]
+                cache, rows, starts = cache.select(keep), rows[keep], starts[keep]
+                tokens = tokens[keep]
+            hidden = self.model.hidden(tokens[:, None], cache=cache, starts=starts)
+            logits = self.model.logits(hidden[:, -1])
+        return self._collect(steps, len(prompts), params)
+
+    @staticmethod
+    def _choose(
+        logits: Tensor, params: SamplingParams, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if params.greedy:
+            best = logits.log_softmax(-1).max(-1)
+            return best.indices, best.values, torch.empty(0, dtype=torch.bool)
+        return draw(logits, params.temperature, params.top_p, generator)
+
+    def _prefill(self, prompts: Sequence[list[int]], room: int) -> tuple[KVCache, Tensor, Tensor]:
+        """Run every different prompt once, left-padded, then spread the cache over its group."""
+        distinct: dict[tuple[int, ...], int] = {}
+        owner = torch.tensor([distinct.setdefault(tuple(p), len(distinct)) for p in prompts])
+        width = max(map(len, distinct))
+        ids = torch.zeros(len(distinct), width, dtype=torch.long)
+        starts = torch.zeros(len(distinct), dtype=torch.long)
+        for prompt, row in distinct.items():
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            starts[row] = width - len(prompt)
+        cache = KVCache.empty(self.model.config, len(distinct), width + room)
+        hidden = self.model.hidden(ids, cache=cache, starts=starts)
+        logits = self.model.logits(hidden[:, -1])
+        return cache.select(owner), logits[owner], starts[owner]
+
+    def _collect(
+        self,
+        steps: list[tuple[Tensor, Tensor, Tensor, np.ndarray]],
+        count: int,
+        params: SamplingParams,
+    ) -> list[Completion]:
+        length = len(steps)
+        tokens = np.full((count, length), -1, np.int64)
+        logprobs = np.zeros((count, length), np.float32)
+        bits = (self.model.config.vocab_size + 7) // 8
+        nucleus = np.zeros((count, 0 if params.greedy else length, bits), np.uint8)
+        for step, (rows, drawn, chances, packed) in enumerate(steps):
+            index = rows.numpy()
+            tokens[index, step], logprobs[index, step] = drawn.numpy(), chances.numpy()
+            if not params.greedy:
+                nucleus[index, step] = packed
+        ends = np.isin(tokens, params.stop)
+        sizes = np.where(ends.any(1), ends.argmax(1) + 1, (tokens >= 0).sum(1))
+        return [
+            Completion(
+                tokens[i, :n].tolist(),
+                logprobs[i, :n].copy(),
+                nucleus[i, :n].copy(),
+                "stop" if ends[i].any() else "length",
+                self._version,
+            )
+            for i, n in enumerate(sizes)
+        ]
