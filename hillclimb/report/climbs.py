@@ -1,0 +1,259 @@
+"""The climbs: pass rate first, then everything that can go wrong beside it."""
+
+from __future__ import annotations
+
+from hillclimb.recipe.climb import SPECIALISTS, ClimbRecipe
+from hillclimb.report import students
+from hillclimb.report.charts import draw
+from hillclimb.report.experiment import Experiment, column
+from hillclimb.report.figure import Chart, Panel, Series
+from hillclimb.report.markup import (
+    MISSING,
+    Markup,
+    decimal,
+    duration,
+    join,
+    pending,
+    percent,
+    stage_link,
+    table,
+)
+from hillclimb.report.scale import smooth
+from hillclimb.report.scores import Scores, read_scores
+from hillclimb.report.timeline import GROUPS, TITLES, TONES, Timeline
+
+AXIS = "gradient steps, all rounds"
+
+
+def overview(experiment: Experiment) -> Markup:
+    """Pass rate of the three specialists side by side, then of the final climb."""
+    lines = {group: Timeline.read(experiment, group) for group in GROUPS}
+    if not any(line.rounds for line in lines.values()):
+        return pending(experiment.of_kind("climb"))
+    scores = read_scores(experiment)
+    longest = max((lines[g].steps for g in GROUPS[:-1]), default=0.0)
+    series, dots, marks = [], [], []
+    for group in GROUPS:
+        shift = 0.0 if group != "final" else longest * 1.04
+        series += _pass_rate(lines[group], TITLES[group], TONES[group], shift)
+        dots += _held_out(lines[group], scores, shift)
+        name = TITLES[group].split(" ")[0]
+        marks += lines[group].marks(shift, TONES[group], f"{name}: self-distillation")
+    final = lines["final"]
+    zones = [(longest * 1.02, longest * 1.04 + final.steps, "final")] if final.rounds else []
+    return draw(
+        Chart(
+            "Pass rate on the training problems",
+            [Panel("pass rate", [*series, *dots], "share", 0, 1)],
+            "gradient steps of each specialist, all rounds; the final climb follows",
+            marks,
+            zones,
+            "Thin lines are single steps, thick lines a trailing mean; dots are sampled pass rates "
+            "on the held-out problems, at the start and after every round. At a vertical line the "
+            "climb was cut: its traces taught a fresh copy of the mid-trained model, and the "
+            "climb went on from that student.",
+            wide=True,
+        )
+    )
+
+
+def _held_out(line: Timeline, scores: Scores, shift: float) -> list[Series]:
+    """Held-out pass rates at the start and the end of every round, one series a domain."""
+    out = []
+    for domain in SPECIALISTS if line.group == "final" else (line.group,):
+        points = [] if shift else [(0.0, scores.get("mai_base_256k", {}).get(domain))]
+        points += [(round_.end - 1, scores.get(round_.name, {}).get(domain))
+                   for round_ in line.rounds]  # fmt: skip
+        known = [(x + shift, score.sampled) for x, score in points if score]
+        xs, ys = [x for x, _ in known], [y for _, y in known]
+        out.append(Series("held-out", xs, ys, TONES[domain], "dots"))
+    return out
+
+
+def _pass_rate(line: Timeline, name: str, tone: int, shift: float = 0) -> list[Series]:
+    raw = line.line("pass_rate", name, tone, "faint", shift)
+    xs: list[float] = []
+    ys: list[float | None] = []
+    for round_ in line.rounds:
+        window = max(3, len(round_.rows) // 12)
+        xs += [round_.offset + shift, *(x + shift for x in round_.xs)]
+        ys += [None, *smooth(column(round_.rows, "pass_rate"), window)]
+    return [raw, Series(name, xs, ys, tone)]
+
+
+def section(experiment: Experiment) -> Markup:
+    """One tab a specialist, one for the final climb."""
+    tabs, panels = [], []
+    for group in GROUPS:
+        tabs.append(
+            Markup('<a role="tab" id="tab-{0}" href="#climb-{0}" class="t{1}">{2}</a>').format(
+                group, TONES[group], TITLES[group]
+            )
+        )
+        panels.append(
+            Markup(
+                '<div role="tabpanel" id="climb-{0}" aria-labelledby="tab-{0}">'
+                "<h3>{1}</h3>{2}</div>"
+            ).format(group, TITLES[group], _climb(experiment, group))
+        )
+    return Markup(
+        '<div class="tabs"><div role="tablist" aria-label="Climbs">{}</div>{}</div>'
+    ).format(join(tabs), join(panels))
+
+
+def _climb(experiment: Experiment, group: str) -> Markup:
+    line = Timeline.read(experiment, group)
+    missing = [name for name in experiment.climbs(group) if name not in experiment.made]
+    waiting = pending(missing) if missing else Markup("")
+    if not line.rounds:
+        return waiting
+    figures = [*_charts(experiment, line), *students.chart(experiment, group, TONES[group])]
+    charts = join(draw(figure) for figure in figures)
+    return Markup('{}{}{}{}<div class="grid2">{}</div>').format(
+        waiting,
+        _rounds(experiment, line),
+        _stops(experiment, line),
+        students.tables(experiment, group),
+        charts,
+    )
+
+
+def _rounds(experiment: Experiment, line: Timeline) -> Markup:
+    rows = []
+    for round_ in line.rounds:
+        window = max(1, len(round_.rows) // 10)
+        rates = [rate for rate in column(round_.rows, "pass_rate") if rate is not None]
+        run = experiment.made[round_.name].manifest.run
+        config = experiment.specs[round_.name].config["climb"]
+        rows.append(
+            [
+                stage_link(round_.name),
+                str(len(round_.rows)),
+                percent(_mean(rates[:window])),
+                percent(_mean(rates[-window:])),
+                decimal(_mean(_last(column(round_.rows, "entropy"), window))),
+                f"{config['learning_rate']:g}",
+                duration(run.get("seconds")),
+            ]
+        )
+    heads = ["round", "steps", "pass, first tenth", "pass, last tenth", "entropy at the end",
+             "learning rate", "time"]  # fmt: skip
+    return table(heads, rows, f"Rounds: {TITLES[line.group]}")
+
+
+def _stops(experiment: Experiment, line: Timeline) -> Markup:
+    said = []
+    for round_ in line.rounds:
+        stop = experiment.json(round_.name, "stop.json")
+        if stop:
+            said.append(
+                Markup("<li><b>Round {} ended</b> ({}): {}</li>").format(
+                    round_.index, stop.get("reason", MISSING), stop.get("sentence", "")
+                )
+            )
+    return Markup('<ul class="stops">{}</ul>').format(join(said)) if said else Markup("")
+
+
+def _charts(experiment: Experiment, line: Timeline) -> list[Chart]:
+    recipe = ClimbRecipe.model_validate(experiment.specs[line.rounds[-1].name].config["climb"])
+    tone, weights = TONES[line.group], recipe.rewards
+    reward = f"R = task + {weights.language:g}·language − {weights.length:g}·length"
+    wide = "k widens the upper trust bound 1/(1−ε)+k while entropy is under its target."
+    gap = (
+        "Mean |log-probability gap| a token between sampler and learner; the climb stops "
+        f"over {recipe.stop.max_mismatch:g}."
+    )
+    return [
+        _chart(line, "Pass rate", _pass_panels(line, tone)),
+        _chart(line, "Entropy and its controller", _entropy(line, recipe), wide),
+        _chart(line, "Reward parts", [Panel("reward", _rewards(line))], reward),
+        _chart(line, "Response length", _lengths(line)),
+        _chart(line, "Clipped tokens", _clips(line, recipe)),
+        _chart(line, "Learner against sampler", _mismatch(line), gap),
+        _chart(line, "Groups", _groups(line, tone)),
+        _chart(line, "Age, and rollouts without a grade", _ungraded(line, tone)),
+        _chart(line, "Gradient norm and router balance", _health(line, tone)),
+        _chart(line, "Time an update", _seconds(line, tone)),
+    ]
+
+
+def _chart(line: Timeline, title: str, panels: list[Panel], caption: str = "") -> Chart:
+    return Chart(title, panels, AXIS, line.marks(), caption=caption)
+
+
+def _pass_panels(line: Timeline, tone: int) -> list[Panel]:
+    return [Panel("pass rate", _pass_rate(line, "pass rate", tone), "share", 0, 1)]
+
+
+def _groups(line: Timeline, tone: int) -> list[Panel]:
+    keys = (("groups_kept", "kept", tone), ("groups_early_exit", "early exit", 5),
+            ("groups_filtered", "filtered", 7), ("groups_stale", "stale", 8))  # fmt: skip
+    return [Panel("groups an update", line.stack(keys, total=False), "count", stacked=True)]
+
+
+def _seconds(line: Timeline, tone: int) -> list[Panel]:
+    keys = (("seconds_sampling", "sampling", tone), ("seconds_learning", "learning", 5),
+            ("seconds_grading", "grading", 7))  # fmt: skip
+    return [Panel("seconds", line.stack(keys, total=True), "seconds", stacked=True)]
+
+
+def _entropy(line: Timeline, recipe: ClimbRecipe) -> list[Panel]:
+    tone, target = TONES[line.group], recipe.entropy.target
+    return [
+        Panel("nats a token", [line.line("entropy", "entropy", tone)], low=0,
+              levels=[(target, f"target {target:g}")]),
+        Panel("k", [line.line("k", "k", 5, "step")], low=0, high=recipe.entropy.k_max or 1,
+              short=True),
+    ]  # fmt: skip
+
+
+def _rewards(line: Timeline) -> list[Series]:
+    parts = (("reward", "reward", TONES[line.group]), ("reward_task", "task", 5),
+             ("reward_language", "language", 6), ("reward_length", "length", 7))  # fmt: skip
+    return [line.line(key, name, tone) for key, name, tone in parts]
+
+
+def _lengths(line: Timeline) -> list[Panel]:
+    tone = TONES[line.group]
+    return [
+        Panel("tokens", [line.line("response_tokens", "mean response", tone),
+                         line.line("max_tokens", "limit", 5, "step")], "count", low=0),
+        Panel("truncated", [line.line("truncated_share", "truncated", 6)], "share", low=0,
+              short=True),
+    ]  # fmt: skip
+
+
+def _clips(line: Timeline, recipe: ClimbRecipe) -> list[Panel]:
+    epsilon, tone = recipe.clips.epsilon, TONES[line.group]
+    bounds = f"trust [{1 - epsilon:.3g}, {1 / (1 - epsilon):.3g}+k]"
+    return [
+        Panel("of tokens", [line.line("trust_clip_share", bounds, tone)], "share", low=0),
+        Panel("of tokens", [line.line("outer_clip_share", f"outer {recipe.clips.outer:g}", 6)],
+              "share", low=0, short=True),
+    ]  # fmt: skip
+
+
+def _mismatch(line: Timeline) -> list[Panel]:
+    return [Panel("nats a token", [line.line("mismatch", "mismatch", TONES[line.group])], low=0)]
+
+
+def _ungraded(line: Timeline, tone: int) -> list[Panel]:
+    return [
+        Panel("updates", [line.line("age", "age of rollouts", tone)], low=0),
+        Panel("rollouts", [line.line("ungraded", "ungraded", 6)], "count", low=0, short=True),
+    ]
+
+
+def _health(line: Timeline, tone: int) -> list[Panel]:
+    return [
+        Panel("norm", [line.line("grad_norm", "gradient norm", tone)], low=0),
+        Panel("loss", [line.line("balance_loss", "balance loss", 6)], short=True),
+    ]
+
+
+def _last(values: list[float | None], window: int) -> list[float]:
+    return [value for value in values[-window:] if value is not None]
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

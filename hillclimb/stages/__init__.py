@@ -1,0 +1,1 @@
+"""Stages: one process turns one request into one artifact."""

@@ -1,0 +1,148 @@
+"""One climb: a learner and an engine in one process, every rollout kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import load, save
+
+from hillclimb.environments.sandbox import BubblewrapProvider, check_sandbox
+from hillclimb.recipe.climb import SPECIALISTS
+from hillclimb.rl.climb import Climb, Kept
+from hillclimb.rl.grading import Graders
+from hillclimb.rl.rollouts import Sampler
+from hillclimb.rollout.torch_engine import TorchEngine
+from hillclimb.stages.context import Context, one_rank
+from hillclimb.stages.models import load_model, save_model
+from hillclimb.stages.problems import read_problems
+from hillclimb.stages.tables import jsonl, write_table
+from hillclimb.training import runtime
+from hillclimb.training.checkpoint import latest, load_checkpoint, save_checkpoint
+from hillclimb.training.learner import Learner
+
+ROLLOUTS = pa.schema(
+    [(name, pa.int64()) for name in ("update", "version")]
+    + [(name, pa.string()) for name in ("specialist", "problem_id", "kind", "question")]
+    + [("group", pa.int64()), ("sample", pa.int64())]
+    + [("prompt", pa.string()), ("response", pa.string()), ("response_tokens", pa.int64())]
+    + [(name, pa.float64()) for name in ("reward", "task", "language", "length")]
+    + [("graded", pa.bool_()), ("reason", pa.string()), ("truncated", pa.bool_())]
+    + [("status", pa.string()), ("turns", pa.int64()), ("logprob", pa.float64())]
+)
+
+
+def make_climb(context: Context) -> None:
+    """Climb until the stop rule speaks."""
+    one_rank(context)
+    check_sandbox()
+    runtime.start(context.request.threads)
+    model, tokenizer, template = load_model(context.input("checkpoint"))
+    config, shares = context.config["climb"], context.config["shares"]
+    problems = {
+        name: read_problems(context, f"{name}_problems", "train")
+        for name in SPECIALISTS
+        if shares.get(name)
+    }
+    learner = Learner(model, config["optimizer"], 2, config["balance_coefficient"])
+    sampler = Sampler(TorchEngine(model), tokenizer, template, BubblewrapProvider())
+    with Graders() as graders:
+        climb = Climb(config, learner, sampler, graders, problems, shares, context.seed)
+        _restore(context, climb)
+        _run(context, climb)
+    save_model(context.out, model, tokenizer, template)
+    _finish(context, climb)
+    runtime.stop()
+
+
+def _run(context: Context, climb: Climb) -> None:
+    every, saved = context.config["climb"]["checkpoint_every"], len(climb.rows)
+    total = climb.curriculum.total_steps
+    for rows, kept in climb.run():
+        number = climb.update - 1
+        write_table(
+            context.out, f"rollouts/part-{number:05d}.parquet",
+            [_row(k, number, climb) for k in kept], ROLLOUTS,
+        )  # fmt: skip
+        for row in rows:
+            context.reporter.metrics(row, int(row["step"]))
+        note = f"pass {rows[-1]['pass_rate']:.2f}" if rows else "nothing to learn"
+        context.reporter.progress(len(climb.rows), total, note)
+        if len(climb.rows) - saved >= every and climb.stop is None:
+            saved = len(climb.rows)
+            state, arrays = climb.state()
+            save_checkpoint(
+                context.out,
+                climb.learner,
+                climb.update,
+                state,
+                {"buffer.safetensors": save(arrays)},
+            )
+
+
+def _restore(context: Context, climb: Climb) -> None:
+    state = load_checkpoint(context.out, climb.learner)
+    if state is None:
+        return
+    folder = latest(context.out)
+    with context.out.fs.open(context.out.path(f"{folder}/buffer.safetensors"), "rb") as stream:
+        climb.restore(state, load(stream.read()))
+    context.reporter.log(f"going on after {len(climb.rows)} gradient steps")
+
+
+def _finish(context: Context, climb: Climb) -> None:
+    assert climb.stop is not None
+    rows = climb.rows
+    context.out.write_text("metrics.jsonl", jsonl(rows))
+    context.out.write_json("stop.json", asdict(climb.stop))
+    first, last = rows[: max(1, len(rows) // 10)], rows[-max(1, len(rows) // 10) :]
+    context.commit(
+        {
+            "steps": len(rows),
+            "updates": climb.update,
+            "pass_rate_start": _mean(first, "pass_rate"),
+            "pass_rate": _mean(last, "pass_rate"),
+            "entropy": _mean(last, "entropy"),
+            "mismatch": max((row["mismatch"] for row in rows), default=0.0),
+            "sampled_tokens": sum(row["sampled_tokens"] for row in rows),
+            "learned_tokens": sum(row["learned_tokens"] for row in rows),
+            "ungraded": _mean(rows, "ungraded"),
+        },
+        {"stop": asdict(climb.stop)},
+    )
+
+
+def _mean(rows: list[dict[str, float]], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows) if rows else 0.0
+
+
+def _row(kept: Kept, update: int, climb: Climb) -> dict[str, Any]:
+    rollout, parts, problem = kept.rollout, kept.parts, kept.rollout.problem
+    assert rollout.ending is not None
+    assert rollout.graded is not None
+    drawn = np.concatenate(rollout.logprobs)[np.asarray(rollout.drawn, bool)]
+    return {
+        "update": update,
+        "version": rollout.version,
+        "specialist": problem.specialist,
+        "problem_id": problem.id,
+        "kind": problem.kind,
+        "question": problem.question,
+        "group": kept.group,
+        "sample": kept.sample,
+        "prompt": climb.sampler.tokenizer.decode(rollout.prompt),
+        "response": climb.sampler.tokenizer.decode(rollout.tokens),
+        "response_tokens": rollout.drawn_tokens,
+        "reward": parts.total if parts else None,
+        "task": parts.task if parts else None,
+        "language": parts.language if parts else None,
+        "length": parts.length if parts else None,
+        "graded": parts is not None,
+        "reason": rollout.graded.reason,
+        "truncated": rollout.truncated,
+        "status": kept.status,
+        "turns": rollout.turns,
+        "logprob": float(drawn.mean()) if len(drawn) else 0.0,
+    }
