@@ -25,11 +25,6 @@ class Score:
     n: int
     ungraded: int
 
-    @property
-    def standard_error(self) -> float:
-        """Of the greedy score, as a binomial share."""
-        return (self.greedy * (1 - self.greedy) / max(self.n, 1)) ** 0.5
-
 
 def score_model(
     sampler: Sampler,

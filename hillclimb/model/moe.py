@@ -25,26 +25,36 @@ class SwiGLU(nn.Module):
 
 
 class RouterLoad:
-    """How often each expert was chosen in the current optimiser step, over all ranks.
+    """How often each expert of each layer was chosen in the current optimiser step, on all ranks.
 
     The balance loss of a micro-batch uses the counts of the whole step so far, summed over all
-    ranks: aggregation matters more than the kind of loss (report §2.2).
+    ranks: aggregation matters more than the kind of loss (report §2.2). One collective serves all
+    layers.
     """
 
-    def __init__(self, experts: int) -> None:
-        self.counts = torch.zeros(experts, dtype=torch.float64)
+    def __init__(self, layers: int, experts: int) -> None:
+        self.counts_LE = torch.zeros(layers, experts, dtype=torch.float64)
 
-    def add(self, chosen_E: Tensor) -> Tensor:
-        """Add one micro-batch's counts (E,); returns the shares f_e of the step so far."""
-        counts = chosen_E.detach().to("cpu", torch.float64)
+    def balance(self, mean_LE: Tensor, chosen_LE: Tensor) -> Tensor:
+        """Add one micro-batch, and give its balance loss: 1 when every expert is used alike.
+
+        Args:
+            mean_LE: mean router probabilities, with their graph.
+            chosen_LE: how many tokens chose each expert on this rank.
+        """
+        chosen = chosen_LE.detach().to("cpu", torch.float64)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(counts)
-        self.counts += counts
-        return self.counts / self.counts.sum().clamp_min(1.0)
+            dist.all_reduce(chosen)
+        self.counts_LE += chosen
+        return mean_LE.shape[1] * (self.shares().to(mean_LE) * mean_LE).sum(1).mean()
+
+    def shares(self) -> Tensor:
+        """f (L, E): each expert's share of its layer's choices in the step so far."""
+        return self.counts_LE / self.counts_LE.sum(1, keepdim=True).clamp_min(1.0)
 
     def reset(self) -> None:
         """Start the next step."""
-        self.counts.zero_()
+        self.counts_LE.zero_()
 
 
 class LatentMoE(nn.Module):
@@ -64,29 +74,20 @@ class LatentMoE(nn.Module):
         width, ffn = config.latent_size, config.expert_ffn_size
         self.gate_up_EFW = nn.Parameter(torch.empty(config.num_experts, ffn, width))
         self.down_EWH = nn.Parameter(torch.empty(config.num_experts, width, ffn // 2))
-        self.load = RouterLoad(config.num_experts)
-        self.balance: Tensor | None = None
-        self.router_entropy = 0.0
+        self.mean_E = self.chosen_E = torch.empty(0)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D); in training mode leaves the balance loss in `balance`."""
+        """Map (B, T, D) to (B, T, D); in training leaves `mean_E` and `chosen_E` for the load."""
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         probs_NE = F.softmax(self.router(x_ND).float(), dim=-1)
         gates_NK, chosen_NK = torch.topk(probs_NE, self.top_k, dim=-1)
         gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
         counts_E = torch.bincount(chosen_NK.flatten(), minlength=self.experts)
         if self.training:
-            self._account(probs_NE, counts_E)
+            self.mean_E, self.chosen_E = probs_NE.mean(0), counts_E
         latent_NW = self.latent_down(x_ND)
         mixed_NW = self._dispatch(latent_NW, gates_NK, chosen_NK, counts_E)
         return self.latent_up(mixed_NW).view_as(x_BTD)
-
-    def _account(self, probs_NE: Tensor, counts_E: Tensor) -> None:
-        share_E = self.load.add(counts_E).to(probs_NE)
-        mean_E = probs_NE.mean(0)
-        self.balance = self.experts * (share_E * mean_E).sum()
-        with torch.no_grad():
-            self.router_entropy = float(-(mean_E * mean_E.clamp_min(1e-9).log()).sum())
 
     def _dispatch(
         self, latent_NW: Tensor, gates_NK: Tensor, chosen_NK: Tensor, counts_E: Tensor

@@ -25,6 +25,7 @@ class Graders:
         self.math = MathGrader(self.pool)
         self.judge = RuleJudge()
         self._runner: CodeRunner | None = None
+        self._ran: dict[tuple[str, str], Graded] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -45,6 +46,7 @@ class Graders:
         verdicts = self.math.grade_many([(_response(r), r.problem.task["answer"]) for r in math])
         for rollout, verdict in zip(math, verdicts, strict=True):
             rollout.graded = verdict
+        self._ran.clear()
         graders: dict[str, Callable[[Rollout], Graded]] = {
             "code": self._code,
             "rules": _rules,
@@ -57,14 +59,21 @@ class Graders:
                 rollout.graded = graders[rollout.problem.task["grader"]](rollout)
 
     def _code(self, rollout: Rollout) -> Graded:
-        if self._runner is None:
-            self._runner = CodeRunner()
+        """Run the answer against the hidden tests; equal answers of a batch run once."""
         structure = think_answer(_last(rollout), think_open=True)
         if not structure.ok:
             return Graded(0.0, structure.fault or "")
-        source = f"def f(x):\n    return {structure.answer.strip()}\n"
-        tests = [CallTest((x,), y) for x, y in rollout.problem.task["tests"]]
-        return grade_function(self._runner, source, "f", tests)
+        key = (rollout.problem.id, structure.answer.strip())
+        if key not in self._ran:
+            self._ran[key] = self._run(key[1], rollout.problem.task["tests"])
+        return self._ran[key]
+
+    def _run(self, expression: str, tests: list[tuple[list[int], int]]) -> Graded:
+        if self._runner is None:
+            self._runner = CodeRunner()
+        calls = [CallTest(tuple(given), value) for given, value in tests]
+        source = f"def f(x, y):\n    return {expression}\n"
+        return grade_function(self._runner, source, "f", calls)
 
     def _safety(self, rollout: Rollout) -> Graded:
         structure = think_answer(_last(rollout), think_open=True)

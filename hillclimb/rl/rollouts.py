@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from hillclimb.rewards.graded import Graded
 from hillclimb.rollout.engine import Completion, RolloutEngine, SamplingParams
 
 LIVE_SANDBOXES = 64
+ENVIRONMENT_THREADS = 4
 
 
 @dataclass
@@ -109,14 +112,24 @@ class Sampler:
         return self.tokenizer.encode(render(problem.question, self.template))
 
     def _lockstep(self, rollouts: list[Rollout], params: SamplingParams, seed: int) -> None:
-        episodes = [start_episode(r.problem, self.provider) for r in rollouts]
-        live, turn = list(range(len(rollouts))), 0
-        while live:
-            self._turn([rollouts[i] for i in live], params, seed * 64 + turn)
-            live = [i for i in live if self._respond(rollouts[i], episodes[i], params.max_tokens)]
-            turn += 1
-        for rollout, episode in zip(rollouts, episodes, strict=True):
-            rollout.ending = episode.finish()
+        """Turn by turn, all episodes together; their environments work side by side.
+
+        The threads stay to the end, because a sandbox ends with the thread that started it.
+        """
+        with ThreadPoolExecutor(ENVIRONMENT_THREADS) as pool:
+            start = partial(start_episode, provider=self.provider)
+            episodes = list(pool.map(start, [r.problem for r in rollouts]))
+            live, turn = list(range(len(rollouts))), 0
+            while live:
+                self._turn([rollouts[i] for i in live], params, seed * 64 + turn)
+                turns = [(rollouts[i], episodes[i], params.max_tokens) for i in live]
+                goes_on = pool.map(lambda work: self._respond(*work), turns)
+                live = [i for i, more in zip(live, goes_on, strict=True) if more]
+                turn += 1
+            for rollout, ending in zip(
+                rollouts, pool.map(lambda e: e.finish(), episodes), strict=True
+            ):
+                rollout.ending = ending
 
     def _turn(self, rollouts: list[Rollout], params: SamplingParams, seed: int) -> None:
         rooms = [params.max_tokens - len(r.tokens) for r in rollouts]

@@ -31,8 +31,8 @@ def _faulty(problem: Problem) -> str | None:
         if grade_instructions(task["answer"], rules).score != 1.0:
             return f"{problem.id}: its own answer {task['answer']!r} breaks its rules"
     if task["grader"] == "code":
-        slope, start = map(int, problem.key.split())
-        if any(slope * x + start != y for x, y in task["tests"]):
+        start, a, b = map(int, problem.key.split())
+        if any(a * x + b * y + start != value for (x, y), value in task["tests"]):
             return f"{problem.id}: its tests do not fit its answer"
     if task["grader"] == "math" and sum(map(int, problem.key.split())) != int(task["answer"]):
         return f"{problem.id}: {problem.question} is not {task['answer']}"

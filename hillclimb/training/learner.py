@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hillclimb.model.modeling import MaiForCausalLM
-from hillclimb.training.runtime import _deepspeed
+from hillclimb.model.moe import RouterLoad
+from hillclimb.training.runtime import load_deepspeed
 
 Batch = TypeVar("Batch")
 LossFunction = Callable[[Any, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -34,10 +35,11 @@ class Learner:
             betas=(optimizer["beta1"], optimizer["beta2"]),
             eps=optimizer["eps"],
         )
-        self.engine, _, _, _ = _deepspeed().initialize(
+        self.engine, _, _, _ = load_deepspeed().initialize(
             model=model, optimizer=adam, config=_config(zero_stage, optimizer["grad_clip"])
         )
         self.world = dist.get_world_size()
+        self.load = RouterLoad(len(model.moe_layers()), model.config.num_experts)
         self.sums: dict[str, Tensor] = {}
 
     def step(
@@ -52,8 +54,7 @@ class Learner:
         """
         self.model.train()
         moe = self.model.moe_layers()
-        for layer in moe:
-            layer.load.reset()
+        self.load.reset()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         totals: dict[str, Tensor] = {}
@@ -61,7 +62,8 @@ class Learner:
         for index, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             loss, metrics = loss_function(self.model, batch)
-            term = torch.stack([layer.balance for layer in moe if layer.balance is not None]).mean()
+            mean_LE = torch.stack([layer.mean_E for layer in moe])
+            term = self.load.balance(mean_LE, torch.stack([layer.chosen_E for layer in moe]))
             balance += float(term.detach()) / len(batches)
             share = self.balance_coefficient / (len(batches) * self.world)
             self.engine.backward((loss + share * term) * self.world)
@@ -69,15 +71,14 @@ class Learner:
                 totals[key] = totals[key] + value.detach() if key in totals else value.detach()
         self.engine.step()
         self.sums = all_sum(totals)
-        return {**_scalars(self.sums), **self._state(moe, balance)}
+        return {**_scalars(self.sums), **self._state(mean_LE.detach(), balance)}
 
-    def _state(self, moe: list[Any], balance: float) -> dict[str, float]:
-        shares = torch.stack([layer.load.counts / layer.load.counts.sum() for layer in moe])
+    def _state(self, mean_LE: Tensor, balance: float) -> dict[str, float]:
         return {
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
             "balance_loss": balance,
-            "router_max_share": float(shares.max()),
-            "router_entropy": sum(layer.router_entropy for layer in moe) / len(moe),
+            "router_max_share": float(self.load.shares().max()),
+            "router_entropy": float(-(mean_LE * mean_LE.clamp_min(1e-9).log()).sum(1).mean()),
         }
 
     def tensors(self) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ def start(threads: int = 1) -> tuple[int, int]:
         os.environ.setdefault("WORLD_SIZE", "1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
-        _deepspeed().init_distributed(dist_backend=_backend(), auto_mpi_discovery=False)
+        load_deepspeed().init_distributed(dist_backend=_backend(), auto_mpi_discovery=False)
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -43,7 +43,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _deepspeed() -> Any:
+def load_deepspeed() -> Any:
     """DeepSpeed, told not to compile its shared-memory collective: gloo serves on CPU."""
     import logging
 

@@ -12,14 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+from dagster_servers import serving, until
 
 from hillclimb.artifacts import Store
-from hillclimb.experiments import Experiment
+from hillclimb.experiments import Experiment, Plan
 from hillclimb.launcher import LocalLauncher, State, records
 from hillclimb.recipe.graph import checkpoints, identify, stage_specs
 from hillclimb.recipe.load import load_recipe
 
 pytestmark = [pytest.mark.e2e("makes whole machines"), pytest.mark.timeout(1500)]
+WORKSPACE = Path(__file__).parents[2] / "workspace.yaml"
 COMMAND = Path(sys.executable).parent / "hillclimb"
 
 
@@ -89,17 +91,55 @@ def test_nothing_is_damaged_and_a_flipped_byte_is_named(root: Path) -> None:
         path.write_bytes(whole)
 
 
+def test_a_backfill_of_two_seeds_makes_what_the_second_lacks(root: Path) -> None:
+    made = hillclimb(root, "climb", "--seed", "1", "--select", "stem_problems")
+    assert made.returncode == 0, made.stderr
+    plans = [Experiment.make("smoke", seed).plan() for seed in (0, 1)]
+    partitions = [plan.experiment.name for plan in plans]
+    before = {name: attempts(root, plans[0], name) for name in plans[0].specs}
+    with serving(root, WORKSPACE, {}) as dagster:
+        backfill = dagster.backfill(list(plans[0].specs), partitions)
+        until(lambda: dagster.backfill_status(backfill).startswith("COMPLETED"), 900)
+        assert dagster.backfill_status(backfill) == "COMPLETED_SUCCESS"
+    assert plans[1].made(Store(str(root))) == set(plans[1].specs)
+    assert {name: attempts(root, plans[0], name) for name in plans[0].specs} == before
+    ends = [Store(str(root)).find("mai_thinking", p.fingerprints["mai_thinking"]) for p in plans]
+    weights = [identity_bearing(end)["model/model.safetensors"] for end in ends]
+    assert weights[0] != weights[1]
+
+
+def attempts(root: Path, plan: Plan, name: str) -> int:
+    """How often a stage was started."""
+    return len(records.attempts(root / "runs" / name / plan.fingerprints[name][:16]))
+
+
+def test_an_ablation_makes_what_follows_from_its_change_and_shares_the_rest(root: Path) -> None:
+    change = "specialists.stem.climbs.1.rewards.length=0.1"
+    done = hillclimb(root, "climb", "--experiment", "longer", "--set", change)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    plans = [
+        Experiment.make("smoke", 0).plan(),
+        Experiment.make("smoke", 0, "longer", (change,)).plan(),
+    ]
+    new = {n for n, p in plans[1].fingerprints.items() if p != plans[0].fingerprints[n]}
+    assert new == {
+        "stem/round_1/climb", "stem/round_1/traces", "consolidated_model", "mai_thinking",
+        "scorecard", "model_card",
+    }  # fmt: skip
+    assert f"{len(new)} made, {len(plans[0].specs) - len(new)} made before" in done.stdout
+
+
 def test_stages_killed_at_random_end_with_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    """Every stage is killed once, somewhere, and asked for again, in another root."""
+    """Every stage is killed once, somewhere in its time, and asked for again, in another root."""
     plan = Experiment.make("smoke", 0).plan()
-    other, rng = Store(str(tmp_path / "other")), random.Random(20261123)
+    first, other, rng = Store(str(root)), Store(str(tmp_path / "other")), random.Random(20261123)
     launcher = LocalLauncher(tmp_path / "runs")
     killed = 0
     try:
         for name in plan.specs:
             request = plan.request(name, other)
             handle = launcher.submit(request)
-            time.sleep(rng.uniform(0.05, 2.5))
+            time.sleep(rng.uniform(0.05, 0.8) * seconds_of(first, name, plan.fingerprints[name]))
             pid = records.alive(Path(handle.where))
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
@@ -110,13 +150,19 @@ def test_stages_killed_at_random_end_with_the_same_bytes(root: Path, tmp_path: P
     finally:
         launcher.close()
     assert killed >= len(plan.specs) // 2
-    first = Store(str(root))
     for name, fingerprint in plan.fingerprints.items():
         one, two = first.find(name, fingerprint), other.find(name, fingerprint)
         assert one is not None
         assert two is not None
         for path, digest in identity_bearing(one).items():
             assert identity_bearing(two)[path] == digest, f"{name}/{path}"
+
+
+def seconds_of(store: Store, name: str, fingerprint: str) -> float:
+    """How long a stage took in its own process."""
+    artifact = store.find(name, fingerprint)
+    assert artifact is not None
+    return float(artifact.manifest.run["seconds"])
 
 
 def ended(launcher: LocalLauncher, handle) -> State:  # type: ignore[no-untyped-def]

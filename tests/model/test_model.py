@@ -67,10 +67,13 @@ def one_token(moe: LatentMoE, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_balance_loss_is_one_when_the_router_is_even():
-    load = RouterLoad(4)
-    shares = load.add(torch.tensor([2, 2, 2, 2]))
-    assert float(4 * (shares * torch.full((4,), 0.25, dtype=torch.float64)).sum()) == 1.0
-    assert load.add(torch.tensor([8, 0, 0, 0])).tolist() == [10 / 16, 2 / 16, 2 / 16, 2 / 16]
+    load, even = RouterLoad(2, 4), torch.full((2, 4), 0.25)
+    assert float(load.balance(even, torch.tensor([[2, 2, 2, 2], [0, 8, 0, 0]]))) == 1.0
+    skewed = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+    assert float(load.balance(skewed, torch.tensor([[8, 0, 0, 0], [0, 8, 0, 0]]))) == (
+        4 * (10 / 16 + 1) / 2
+    )
+    assert load.shares().tolist() == [[10 / 16, 2 / 16, 2 / 16, 2 / 16], [0, 1, 0, 0]]
 
 
 def test_the_cache_changes_nothing():

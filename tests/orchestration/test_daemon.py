@@ -5,74 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from dagster_servers import ENDED, TERMINATE, Dagster, serving, until
 from slow_climb import HERE, experiment
 
-from hillclimb.dagster_runs import Runs, home
+from hillclimb.dagster_runs import Runs
 from hillclimb.launcher import records
 
 STAGE = "agentic_problems"
-ENDED = ("CANCELED", "FAILURE", "SUCCESS")
-LAUNCH = """mutation($p: ExecutionParams!) { launchPipelineExecution(executionParams: $p) {
-  ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
-AGAIN = """mutation($p: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $p) {
-  ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
-TERMINATE = "mutation($i: String!) { terminateRun(runId: $i) { __typename } }"
-STATUS = "query($i: ID!) { runOrError(runId: $i) { ... on Run { status } } }"
-
-
-class Dagster:
-    """The webserver's GraphQL interface."""
-
-    def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/graphql"
-
-    def ask(self, query: str, **variables: Any) -> Any:
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["data"]
-
-    def launch(self, stage: str, partition: str) -> str:
-        selector = {
-            "repositoryLocationName": "hillclimb",
-            "repositoryName": "__repository__",
-            "pipelineName": "everything",
-            "assetSelection": [{"path": stage.split("/")}],
-        }
-        tags = [{"key": "dagster/partition", "value": partition}]
-        params = {
-            "selector": selector,
-            "mode": "default",
-            "runConfigData": {},
-            "executionMetadata": {"tags": tags},
-        }
-        return str(self.ask(LAUNCH, p=params)["launchPipelineExecution"]["run"]["runId"])
-
-    def again(self, run: str) -> str:
-        params = {"parentRunId": run, "strategy": "FROM_FAILURE"}
-        return str(self.ask(AGAIN, p=params)["launchRunReexecution"]["run"]["runId"])
-
-    def status(self, run: str) -> str:
-        return str(self.ask(STATUS, i=run)["runOrError"]["status"])
-
-
-def until(probe: Callable[[], Any], seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := probe()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture
@@ -89,42 +34,9 @@ def dagster(tmp_path: Path) -> Iterator[Dagster]:
     location = {"module_name": "hillclimb_slow", "location_name": "hillclimb"}
     workspace = tmp_path / "workspace.yaml"
     workspace.write_text(json.dumps({"load_from": [{"python_module": location}]}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "DAGSTER_HOME": str(home(tmp_path)),
-        "HILLCLIMB_ROOT": str(tmp_path),
-        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
-        "PYTHONPATH": str(tmp_path),
-    }
-    programs = Path(sys.executable).parent
-    commands = (
-        [programs / "dagster-webserver", "-h", "127.0.0.1", "-p", str(port), "-w", workspace],
-        [programs / "dagster-daemon", "run", "-w", workspace],
-    )
-    with (tmp_path / "servers.log").open("wb") as log:
-        servers = [
-            subprocess.Popen(c, env=environment, stdout=log, stderr=log, start_new_session=True)
-            for c in commands
-        ]
-    interface = Dagster(port)
-    try:
-        until(lambda: _answers(interface))
+    environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "PYTHONPATH": str(tmp_path)}
+    with serving(tmp_path, workspace, environment) as interface:
         yield interface
-    finally:
-        for server in servers:
-            os.killpg(server.pid, signal.SIGINT)
-        for server in servers:
-            server.wait(30)
-
-
-def _answers(interface: Dagster) -> bool:
-    try:
-        return bool(interface.ask("{ version }"))
-    except OSError:
-        return False
 
 
 def _stage(root: Path) -> int | None:

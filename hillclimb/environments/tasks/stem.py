@@ -1,4 +1,4 @@
-"""STEM problems: chains of sums, and small functions found from two values.
+"""STEM problems: chains of sums, and small functions found from three values.
 
 Totals have two digits, so that every step stands at the same distance from the one before.
 """
@@ -66,26 +66,28 @@ def _steps(expression: str) -> str:
 
 
 class Functions:
-    """`f(0)=5 f(1)=8`: the straight line through both, as Python; decided by its two numbers."""
+    """`f(0,0)=3 f(1,0)=10 f(0,1)=05`: the plane through all three, as Python.
+
+    Decided by its three numbers together; each slope is one subtraction of the number tables.
+    """
 
     kind, specialist, category = "function", "stem", "code"
 
     def draw(self, rng: random.Random, side: Side) -> tuple[str, str, dict[str, Any]]:
-        """A slope of 2-9 and an intercept of 10-80."""
+        """Slopes of 2-9 and a start of 1-6."""
         while True:
-            slope, start = rng.randint(2, 9), rng.randint(10, 80)
-            if side_of(f"line:{slope}:{start}") == side:
+            start, *slopes = rng.randint(1, 6), rng.randint(2, 9), rng.randint(2, 9)
+            key = f"{start} {slopes[0]} {slopes[1]}"
+            if side_of(f"plane:{key}") == side:
                 break
-        tests = [[x, slope * x + start] for x in (2, 3, 7, -4)]
-        question = f"f(0)={start} f(1)={slope + start}"
-        task = {"answer": f"{slope}*x+{start}", "tests": tests, "grader": "code"}
-        return f"{slope} {start}", question, task
+        a, b = slopes
+        tests = [[[x, y], a * x + b * y + start] for x, y in ((2, 3), (7, 1), (-4, 5))]
+        question = f"f(0,0)={start} f(1,0)={start + a:02d} f(0,1)={start + b:02d}"
+        return key, question, {"answer": f"{a}*x+{b}*y+{start}", "tests": tests, "grader": "code"}
 
     def worksheet(self, rng: random.Random) -> str:
-        """The function alone, or the difference first."""
+        """The function alone, or the differences first."""
         key, question, task = self.draw(rng, "train")
-        slope, start = map(int, key.split())
-        worked = rng.random() < WORKED_SHARE
-        return solved(
-            question, f"{slope + start}-{start}={slope}" if worked else "", task["answer"]
-        )
+        start, *slopes = map(int, key.split())
+        steps = " ".join(f"{start + slope:02d}-{start}={slope:02d}" for slope in slopes)
+        return solved(question, steps if rng.random() < WORKED_SHARE else "", task["answer"])
