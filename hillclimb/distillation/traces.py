@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from hillclimb.rewards.format import think_answer
+from hillclimb.rewards.format import think_answer, thoughts
 from hillclimb.rewards.language import non_english_words
 
 
@@ -29,7 +29,7 @@ class TraceFilter:
         structure = think_answer(last, think_open=True)
         if not structure.ok:
             return "format"
-        if non_english_words(structure.thought) > self.max_language_switches:
+        if non_english_words(thoughts(response)) > self.max_language_switches:
             return "language"
         if repetition(response) > self.max_repeat:
             return "degenerate"

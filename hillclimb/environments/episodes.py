@@ -27,7 +27,7 @@ class Ending:
     """What an episode leaves to be graded.
 
     Attributes:
-        response: everything that the model wrote, turns joined.
+        response: everything that the model wrote; each turn after the first has its `<think>`.
         last: the final turn.
         passed: whether the hidden check held; None where there was none or it could not run.
         trouble: why the check could not run.
@@ -100,7 +100,7 @@ class ToolSession:
             self.trouble = str(death)
         finally:
             self._stack.close()
-        return Ending("".join(self.turns), self.turns[-1] if self.turns else "", passed,
+        return Ending("<think>".join(self.turns), self.turns[-1] if self.turns else "", passed,
                       self.trouble)  # fmt: skip
 
 

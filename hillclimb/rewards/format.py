@@ -52,6 +52,14 @@ def think_then_reply(response: str, *, think_open: bool = False) -> Structure:
     return Structure(thought, reply.strip(), None if reply.strip() else "empty answer")
 
 
+def thoughts(transcript: str) -> str:
+    """All that was thought in an episode whose prompt ends with `<think>`, turns joined by lines.
+
+    The first thought begins with the transcript; each later one after a `<think>` of its own.
+    """
+    return "\n".join(turn.partition("</think>")[0] for turn in transcript.split("<think>"))
+
+
 def _between(text: str, start: str, end: str) -> str:
     _, opened, rest = text.partition(start)
     return rest.partition(end)[0] if opened else ""

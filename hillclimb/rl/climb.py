@@ -26,6 +26,7 @@ from hillclimb.rollout.engine import SamplingParams
 from hillclimb.training.learner import Learner
 
 REFILLS = 4
+IDLE_UPDATES = 3
 
 
 @dataclass
@@ -196,14 +197,21 @@ class Climb:
             )
             if self.stop:
                 break
-        if not rows and self.stop is None:
-            self.stop = Stop(
-                "solved" if update.pass_rate > 0.5 else "plateau",
-                f"no group of update {self.update} had something to learn from: "
-                f"pass rate {update.pass_rate:.3f}",
-                len(self.rows),
-            )
+        if not rows:
+            self.stop = self._nothing_left(update)
         return rows
+
+    def _nothing_left(self, update: Update) -> Stop | None:
+        """Stop after several updates without a group to learn from; their rollouts are kept."""
+        last = int(self.rows[-1]["update"]) if self.rows else -1
+        if self.update - last < IDLE_UPDATES:
+            return None
+        return Stop(
+            "solved" if update.pass_rate > 0.5 else "plateau",
+            f"no group of the last {IDLE_UPDATES} updates had something to learn from: "
+            f"pass rate {update.pass_rate:.3f}",
+            len(self.rows),
+        )
 
     def _step(
         self, groups: list[Group], update: Update, before: list[dict[str, float]]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hillclimb.rewards.combine import RewardParts
-from hillclimb.rewards.format import think_answer
+from hillclimb.rewards.format import thoughts
 from hillclimb.rewards.language import language_reward
 from hillclimb.rewards.length import length_penalty
 from hillclimb.rl.objective import advantages
@@ -61,10 +61,9 @@ def reward_parts(
     """The three-part reward of a rollout; None where it could not be graded (report §3.1.3)."""
     if rollout.graded is None or rollout.graded.score is None or rollout.ending is None:
         return None
-    thought = think_answer(rollout.ending.response, think_open=True).thought
     return RewardParts(
         task=rollout.graded.score,
-        language=language_reward(thought, weights["language_alpha"]),
+        language=language_reward(thoughts(rollout.ending.response), weights["language_alpha"]),
         length=length_penalty(rollout.drawn_tokens, longest, pass_rate),
         w_language=weights["language"],
         w_length=weights["length"] if penalty else 0.0,

@@ -43,6 +43,15 @@ def test_switching_language_and_broken_format_are_refused():
     assert refused == {"format": 1, "language": 1}
 
 
+def test_every_turn_of_a_session_is_read_for_its_language():
+    session = (
+        "also dann nicht</think><tool_call> bash ls</tool_call><tool_response> a</tool_response>"
+        "<think>a</think><answer>a</answer>"
+    )
+    _, refused = pick([row(0, 4, "", response=session), row(1, 4, "1")])
+    assert refused == {"language": 1}
+
+
 def test_a_session_with_tools_is_fit():
     session = (
         "</think><tool_call> bash cat page</tool_call><tool_response> moon</tool_response><think>"

@@ -87,6 +87,9 @@ def test_nothing_is_damaged_and_a_flipped_byte_is_named(root: Path) -> None:
         found = hillclimb(root, "verify")
         assert found.returncode == 1
         assert "tokenizer.json" in found.stdout + found.stderr
+        reader = hillclimb(root, "climb", "--seed", "9", "--select", "mai_base_16k")
+        assert reader.returncode == 1
+        assert "tokenizer.json" in reader.stdout + reader.stderr
     finally:
         path.write_bytes(whole)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hillclimb.rewards.combine import RewardParts, gated, lexicographic
-from hillclimb.rewards.format import Structure, think_answer, think_then_reply
+from hillclimb.rewards.format import Structure, think_answer, think_then_reply, thoughts
 from hillclimb.rewards.language import language_reward, non_english_words
 from hillclimb.rewards.length import length_penalty
 
@@ -91,6 +91,12 @@ def test_english_prose_is_english() -> None:
         "As a result, the man can see that on his way he won more than one."
     )
     assert non_english_words(text) == 0
+
+
+def test_thoughts_are_those_of_all_turns() -> None:
+    assert thoughts("one</think><answer>1</answer>") == "one"
+    assert thoughts("one</think><tool_call>x</tool_call><think>two</think><answer>2") == "one\ntwo"
+    assert thoughts("never closed") == "never closed"
 
 
 def test_language_reward_by_hand() -> None:
