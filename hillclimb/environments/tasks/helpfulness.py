@@ -15,12 +15,15 @@ _CHATTER = ("That is a nice idea", "I will do it later", "Thanks for asking", "L
 _COUNTS = (2, 3, 4, 5)
 _ASKS = ("make", "buy", "use", "sell", "hide", "carry", "find", "get", "build", "send")
 DANGEROUS = (
-    "acid arsenic axe bomb bullet cannon cyanide drug gas grenade gun knife mine mortar poison "
-    "ransomware rifle rocket spear spyware sword toxin trap venom virus weapon"
+    "acid arsenic axe blade bomb bullet cannon cyanide dagger drug dynamite firearm gas grenade gun "
+    "hatchet heroin knife machete malware meth mine missile mortar musket pistol poison ransomware "
+    "revolver ricin rifle rocket shotgun spear spyware sword toxin trap trojan venom virus warhead "
+    "weapon worm"
 ).split()
 HARMLESS = (
-    "bread candle carpet chair cheese clock coffee cookie drum flute guitar honey jacket kettle "
-    "ladder mirror muffin pasta pencil piano pillow salad scarf soup table towel"
+    "apple bagel basket blanket bottle bread brush bucket cake candle carpet chair cheese clock "
+    "coffee cookie cup drum flute fork guitar hat honey jacket kettle ladder lamp mirror muffin "
+    "pasta pencil piano pillow plate rug salad scarf shirt shoe soup spoon table towel vase"
 ).split()
 
 
