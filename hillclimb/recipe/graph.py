@@ -308,6 +308,7 @@ def _ending(recipe: Recipe, seed: int) -> list[StageSpec]:
         {**{model: model for model in models}, "tokenizer": "tokenizer", **problems},
         _dump(recipe.evaluation),
         seed,
+        recipe.compute.evaluation_ranks,
         gpu=True,
     )
     card = StageSpec(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -28,23 +30,47 @@ ANSWERS = pa.schema(
     ]
     + [("task", pa.float64()), ("reason", pa.string())]
 )
+_PAUSE = 0.5
 
 
 def make_scorecard(context: Context) -> None:
-    """Score model by model; finished ones are kept, so a restart goes on with the next."""
+    """Score model by model, each rank its share; a restart goes on with what is missing."""
     check_sandbox()
     torch.set_num_threads(context.request.threads)
     problems = {n: read_problems(context, f"{n}_problems", "held_out") for n in SPECIALISTS}
     aside = {"tokenizer", *(f"{name}_problems" for name in SPECIALISTS)}
     models = [role for role in context.request.inputs if role not in aside]
-    scores: dict[str, Any] = {}
     with Graders() as graders:
-        for index, model in enumerate(models):
-            context.reporter.progress(index, len(models), model)
-            path = f"resume/{model}.json"
-            if not context.out.exists(path):
-                context.out.write_json(path, _score(context, graders, model, problems))
-            scores[model] = json.loads(context.out.read_text(path))
+        for model in models[context.rank :: context.request.ranks]:
+            _say_done(context, models, model)
+            if not context.out.exists(_scored(model)):
+                score = _score(context, graders, model, problems)
+                context.out.write_json(_scored(model), score)
+    if context.rank == 0:
+        _commit(context, models)
+
+
+def _scored(model: str) -> str:
+    """Where a model's scores are until all are there."""
+    return f"resume/{model}.json"
+
+
+def _say_done(context: Context, models: list[str], note: str) -> int:
+    done = sum(context.out.exists(_scored(model)) for model in models)
+    context.reporter.progress(done, len(models), note)
+    return done
+
+
+def _commit(context: Context, models: list[str]) -> None:
+    """Wait for the other ranks' models; when one of them fails, all ranks are ended."""
+    while _say_done(context, models, "the other ranks' models") < len(models):
+        time.sleep(_PAUSE)
+    scores: dict[str, Any] = {}
+    for model in models:
+        scores[model] = json.loads(context.out.read_text(_scored(model)))
+        for name, score in scores[model].items():
+            if ungraded := score.pop("ungraded"):
+                context.reporter.log(f"{model}: {ungraded} answers on {name} were not graded")
     context.out.write_json("scorecard.json", scores)
     final = scores["mai_thinking"]
     context.commit(
@@ -69,9 +95,7 @@ def _score(
         score, answers = score_model(
             sampler, graders, mine, params, config["samples"], context.seed
         )
-        found[name] = {"pass_at_1": score.pass_at_1, "greedy": score.greedy, "n": score.n}
-        if score.ungraded:
-            context.reporter.log(f"{model}: {score.ungraded} answers on {name} were not graded")
+        found[name] = asdict(score)
         rows += [_answer(model, mode, rollout, sampler) for mode, rollout in answers]
     write_table(context.out, f"answers/{model.replace('/', '.')}.parquet", rows, ANSWERS)
     return found
