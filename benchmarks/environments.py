@@ -41,7 +41,9 @@ def main() -> None:
     (one, alone), (many, together) = sorted(best.items())
     print(f"{EPISODES} episodes, best of {REPEATS}")
     for threads, seconds in ((one, alone), (many, together)):
-        print(f"{threads} thread(s): {seconds:.2f} s, {1000 * seconds / EPISODES:.1f} ms an episode")
+        print(
+            f"{threads} thread(s): {seconds:.2f} s, {1000 * seconds / EPISODES:.1f} ms an episode"
+        )
     print(f"ratio: {alone / together:.2f}x")
 
 

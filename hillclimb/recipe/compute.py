@@ -39,7 +39,9 @@ class Compute(Section):
     climb_rollout_accelerators: int = Field(0, ge=0, description="besides the learner's")
     rollout_server: int = Field(1, gt=0, description="accelerators that share one copy of weights")
     sft_ranks: int = Field(1, gt=0, description="processes of students and the consolidation")
-    evaluation_ranks: int = Field(1, gt=0, description="processes that share the scorecard's models")
+    evaluation_ranks: int = Field(
+        1, gt=0, description="processes that share the scorecard's models"
+    )
     post_training: Layout = Layout()
     parallel_stages: int = Field(2, gt=0, description="independent stages made at a time")
     threads: int = Field(1, gt=0, description="CPU threads of one rank")

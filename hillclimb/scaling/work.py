@@ -81,7 +81,7 @@ def evaluation_work(recipe: Recipe, models: int) -> Work:
     tokens = models * problems * (evaluation.samples + 1) * length
     vocab = recipe.tokenizer.vocab_size
     flops = tokens * decode_flops(recipe.model, vocab, length / 2)
-    accelerators = compute.climb_rollout_accelerators or compute.climb_ranks
+    accelerators = compute.evaluation_ranks
     memory = rollout_memory(
         recipe.model,
         vocab,

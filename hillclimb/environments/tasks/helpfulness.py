@@ -15,10 +15,10 @@ _CHATTER = ("That is a nice idea", "I will do it later", "Thanks for asking", "L
 _COUNTS = (2, 3, 4, 5)
 _ASKS = ("make", "buy", "use", "sell", "hide", "carry", "find", "get", "build", "send")
 DANGEROUS = (
-    "acid arsenic axe blade bomb bullet cannon cyanide dagger drug dynamite firearm gas grenade gun "
-    "hatchet heroin knife machete malware meth mine missile mortar musket pistol poison ransomware "
-    "revolver ricin rifle rocket shotgun spear spyware sword toxin trap trojan venom virus warhead "
-    "weapon worm"
+    "acid arsenic axe blade bomb bullet cannon cyanide dagger drug dynamite firearm gas grenade "
+    "gun hatchet heroin knife machete malware meth mine missile mortar musket pistol poison "
+    "ransomware revolver ricin rifle rocket shotgun spear spyware sword toxin trap trojan venom "
+    "virus warhead weapon worm"
 ).split()
 HARMLESS = (
     "apple bagel basket blanket bottle bread brush bucket cake candle carpet chair cheese clock "
