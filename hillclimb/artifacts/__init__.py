@@ -1,16 +1,9 @@
 """Artifacts: fingerprints, manifests and the store they live in (any fsspec URI)."""
 
 from hillclimb.artifacts.fingerprint import canonical, fingerprint
-from hillclimb.artifacts.store import (
-    Artifact,
-    ArtifactError,
-    ArtifactWriter,
-    FileEntry,
-    InputRef,
-    Manifest,
-    Store,
-    VerifyReport,
-)
+from hillclimb.artifacts.manifest import FileEntry, InputRef, Manifest
+from hillclimb.artifacts.remote import ArtifactError, StoreAway
+from hillclimb.artifacts.store import Artifact, ArtifactWriter, Overtaken, Store, VerifyReport
 
 __all__ = [
     "Artifact",
@@ -19,7 +12,9 @@ __all__ = [
     "FileEntry",
     "InputRef",
     "Manifest",
+    "Overtaken",
     "Store",
+    "StoreAway",
     "VerifyReport",
     "canonical",
     "fingerprint",

@@ -3,6 +3,9 @@
 An artifact lives under `<root>/artifacts/<name>/<first 16 digits of the fingerprint>/`.
 Its `manifest.json` names every file with its SHA-256; without it there is no artifact.
 Checkpoints of an unfinished stage live under `resume/` beside it and go at the commit.
+
+The root is a folder or any fsspec URI. Object stores have neither folders nor renames: files are
+written whole, and what is seen of them is never taken from a cached listing.
 """
 
 from __future__ import annotations
@@ -11,55 +14,27 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from pydantic import BaseModel, ConfigDict
+from hillclimb.artifacts.copies import bring, cache_root
+from hillclimb.artifacts.manifest import FileEntry, Manifest
+from hillclimb.artifacts.remote import ArtifactError, StoreAway, is_object_store, no_container
+from hillclimb.artifacts.tree import ABSENT, Tree, digest_of
 
 MANIFEST = "manifest.json"
 RESUME = "resume"
 
 
-class ArtifactError(Exception):
-    """An artifact is absent or not what its manifest says; the message names the file."""
+class Unfinished(ArtifactError):
+    """There is no manifest."""
 
 
-class FileEntry(BaseModel):
-    """One file of an artifact."""
-
-    model_config = ConfigDict(extra="forbid")
-    path: str
-    bytes: int
-    sha256: str
-
-
-class InputRef(BaseModel):
-    """An artifact that another one was made from."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    fingerprint: str
-    uri: str
-
-
-class Manifest(BaseModel):
-    """What an artifact is: identity first, then what came out, then how it was made."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    kind: str
-    fingerprint: str
-    code_version: str
-    seed: int | None
-    inputs: dict[str, InputRef]
-    config: dict[str, Any]
-    files: list[FileEntry]
-    metrics: dict[str, float]
-    summary: dict[str, Any]
-    run: dict[str, Any]
+class Overtaken(OSError):
+    """Another process has committed the artifact that this one is still writing."""
 
 
 @dataclass
@@ -71,52 +46,16 @@ class VerifyReport:
     problems: list[str] = field(default_factory=list)
 
 
-def _digest(fs: fsspec.AbstractFileSystem, path: str) -> tuple[int, str]:
-    sha, size = hashlib.sha256(), 0
-    with fs.open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            sha.update(block)
-            size += len(block)
-    return size, sha.hexdigest()
-
-
-class _Tree:
-    """Files under one URI."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/")
-        self.fs, self.base = fsspec.core.url_to_fs(self.uri)
-        self.base = self.base.rstrip("/")
-        protocol = self.fs.protocol
-        self.is_local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
-
-    def path(self, relative: str) -> str:
-        return f"{self.base}/{relative}" if relative else self.base
-
-    def exists(self, relative: str) -> bool:
-        return bool(self.fs.exists(self.path(relative)))
-
-    def read_text(self, relative: str) -> str:
-        with self.fs.open(self.path(relative), "rb") as stream:
-            return bytes(stream.read()).decode()
-
-    def list(self, relative: str = "") -> list[str]:
-        """Every file below `relative`, sorted, relative to the tree."""
-        if not self.exists(relative):
-            return []
-        found = self.fs.find(self.path(relative))
-        return sorted(str(p)[len(self.base) + 1 :] for p in found)
-
-
-class Artifact(_Tree):
+class Artifact(Tree):
     """A committed artifact, read only."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        if not self.exists(MANIFEST):
-            raise ArtifactError(f"{uri} has no {MANIFEST}: the artifact was never finished")
-        self.manifest = Manifest.model_validate_json(self.read_text(MANIFEST))
-        self._local: dict[str, Path] = {}
+        try:
+            text = self.read_text(MANIFEST)
+        except ABSENT:
+            raise Unfinished(f"{uri} has no {MANIFEST}: the artifact was never finished") from None
+        self.manifest = Manifest.model_validate_json(text)
 
     @property
     def fingerprint(self) -> str:
@@ -128,28 +67,57 @@ class Artifact(_Tree):
         return json.loads(self.read_text(relative))
 
     def local(self, relative: str = "") -> Path:
-        """A local path of a file or folder; remote ones are copied once to a temporary folder."""
+        """A local path of a file or folder.
+
+        Remote files are copied once for all processes of this machine, under `HILLCLIMB_CACHE`.
+
+        Raises:
+            ArtifactError: naming the files that are not what the manifest says.
+        """
         if self.is_local:
             return Path(self.path(relative))
-        if relative not in self._local:
-            target = Path(tempfile.mkdtemp(prefix="hillclimb-")) / (relative or "artifact")
-            self.fs.get(self.path(relative), str(target), recursive=True)
-            self._local[relative] = target
-        return self._local[relative]
+        folder = self._bring(relative)
+        return folder / relative if relative else folder
 
-    def verify(self) -> VerifyReport:
-        """Re-hash every file.
+    def _bring(self, relative: str) -> Path:
+        files = {
+            entry.path: entry.sha256
+            for entry in self.manifest.files
+            if not relative or f"{entry.path}/".startswith(f"{relative}/")
+        }
+        if relative and not files:
+            raise ArtifactError(f"{self.uri} holds no {relative}")
+        identity = f"{self.uri} {self.manifest.model_dump_json()}"
+        folder = cache_root() / hashlib.sha256(identity.encode()).hexdigest()[:32]
+        try:
+            damaged = bring(folder, files, self._get)
+        except FileNotFoundError:
+            damaged = sorted(files)
+        if damaged:
+            self._refuse(self.verify(set(damaged)).problems)
+            raise StoreAway(f"{damaged[0]} of {self.uri} did not arrive whole: ask again")
+        return folder
+
+    def _get(self, names: list[str], paths: list[str]) -> None:
+        remote = [self.path(name) for name in names]
+        self.ask(lambda: self.fs.get(remote, paths))
+
+    def verify(self, only: set[str] | None = None) -> VerifyReport:
+        """Re-hash every file, or `only` some, where they are stored.
 
         Returns:
             A report whose problems name the files that are missing or changed.
         """
         report = VerifyReport()
         for entry in self.manifest.files:
+            if only is not None and entry.path not in only:
+                continue
             where = f"{self.uri}/{entry.path}"
-            if not self.exists(entry.path):
+            try:
+                size, sha = self.digest(entry.path)
+            except ABSENT:
                 report.problems.append(f"{where} is missing")
                 continue
-            size, sha = _digest(self.fs, self.path(entry.path))
             report.checked += 1
             report.bytes += size
             if sha != entry.sha256:
@@ -160,34 +128,50 @@ class Artifact(_Tree):
         return report
 
     def require_intact(self) -> None:
-        """Raise `ArtifactError` naming every damaged file."""
-        problems = self.verify().problems
+        """Raise `ArtifactError` naming every damaged file.
+
+        Of a remote artifact, this makes the local copy: it is read once, not twice.
+        """
+        if self.is_local:
+            self._refuse(self.verify().problems)
+        else:
+            self._bring("")
+
+    def _refuse(self, problems: list[str]) -> None:
         if problems:
             raise ArtifactError(
                 "; ".join(problems) + f". Delete {self.uri} and make {self.manifest.name} again."
             )
 
 
-class ArtifactWriter(_Tree):
-    """An artifact in the making. Nothing counts until `commit`."""
+class ArtifactWriter(Tree):
+    """An artifact in the making. Nothing counts until `commit`.
+
+    On a remote store, where no lock keeps two processes apart, a writer stops as soon as another
+    one has committed: `Overtaken`.
+    """
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        self.fs.makedirs(self.base, exist_ok=True)
+        self._written: dict[str, tuple[int, str]] = {}
+        if self.is_local:
+            self.fs.makedirs(self.base, exist_ok=True)
 
     def write_text(self, relative: str, text: str) -> None:
-        """Write one file whole (atomically on local disks)."""
+        """Write one file whole."""
         self.write_bytes(relative, text.encode())
 
     def write_bytes(self, relative: str, data: bytes) -> None:
-        """Write one file whole (atomically on local disks)."""
+        """Write one file whole: readers see all of it or nothing."""
         path = self.path(relative)
-        self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        partial = f"{path}.partial" if self.is_local else path
-        with self.fs.open(partial, "wb") as stream:
-            stream.write(data)
-        if self.is_local:
-            Path(partial).replace(path)
+        if not self.is_local:
+            self._send([relative], lambda: self.fs.pipe_file(path, data))
+            self._written[relative] = (len(data), hashlib.sha256(data).hexdigest())
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        partial_path = Path(f"{path}.partial")
+        partial_path.write_bytes(data)
+        partial_path.replace(path)
 
     def write_json(self, relative: str, value: Any) -> None:
         """Write JSON with sorted keys."""
@@ -204,20 +188,50 @@ class ArtifactWriter(_Tree):
         with tempfile.TemporaryDirectory(prefix="hillclimb-") as folder:
             path = Path(folder) / Path(relative).name
             yield path
-            self.fs.put(str(path), self.path(relative), recursive=path.is_dir())
+            self._upload(path, relative)
+
+    def _upload(self, source: Path, relative: str) -> None:
+        below = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+        names = [f"{relative}/{p.relative_to(source)}" if p != source else relative for p in below]
+        if not names:
+            return
+        targets = [self.path(name) for name in names]
+        self._send(names, lambda: self.fs.put([str(p) for p in below], targets))
+        for path, name in zip(below, names, strict=True):
+            with open(path, "rb") as stream:
+                self._written[name] = digest_of(stream)
+
+    def _send(self, names: list[str], operation: Callable[[], object]) -> None:
+        """Write remote files, in folders that are there."""
+        if self.exists(MANIFEST):
+            raise Overtaken(f"{self.uri} was committed by another process: there is nothing to do")
+        if not is_object_store(self.uri):
+            for parent in sorted({self.path(name).rpartition("/")[0] for name in names}):
+                self.ask(partial(self.fs.makedirs, parent, exist_ok=True))
+        try:
+            self.ask(operation)
+        except FileNotFoundError as error:
+            raise no_container(self.uri) from error
 
     def remove(self, relative: str) -> None:
         """Delete a file or folder if it is there."""
-        if self.exists(relative):
-            self.fs.rm(self.path(relative), recursive=True)
+        with contextlib.suppress(*ABSENT):
+            self.ask(lambda: self.fs.rm(self.path(relative), recursive=True))
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Drop what is left of the resume state, hash every file, write the manifest last."""
+        """Drop what is left of the resume state, hash every file, write the manifest last.
+
+        What this process sent to a remote store is not read back: its hash is known.
+
+        Raises:
+            Overtaken: if another process was first.
+        """
         self.remove(RESUME)
-        names = [n for n in self.list() if n != MANIFEST and not n.endswith(".partial")]
         entries = []
-        for name in names:
-            size, sha = _digest(self.fs, self.path(name))
+        for name in self.list():
+            if name == MANIFEST or name.endswith(".partial") or name.startswith(f"{RESUME}/"):
+                continue
+            size, sha = self._written.get(name) or self.digest(name)
             entries.append(FileEntry(path=name, bytes=size, sha256=sha))
         done = manifest.model_copy(update={"files": entries})
         self.write_text(MANIFEST, done.model_dump_json(indent=1) + "\n")
@@ -228,7 +242,7 @@ class Store:
     """All artifacts under one root."""
 
     def __init__(self, root: str) -> None:
-        self.tree = _Tree(root)
+        self.tree = Tree(root)
 
     @property
     def root(self) -> str:
@@ -241,10 +255,10 @@ class Store:
 
     def find(self, name: str, fingerprint: str) -> Artifact | None:
         """The committed artifact, or None."""
-        uri = self.uri(name, fingerprint)
-        if not _Tree(uri).exists(MANIFEST):
+        try:
+            return Artifact(self.uri(name, fingerprint))
+        except Unfinished:
             return None
-        return Artifact(uri)
 
     def artifacts(self) -> list[Artifact]:
         """Every committed artifact, sorted by URI."""

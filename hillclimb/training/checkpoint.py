@@ -63,9 +63,7 @@ def load_checkpoint(out: ArtifactWriter, learner: Learner) -> dict[str, Any] | N
             f"{out.uri}/{folder} was written by another number of ranks than the "
             f"{dist.get_world_size()} of now: keep compute as it was, or delete {out.uri}/{FOLDER}"
         )
-    with out.fs.open(out.path(path), "rb") as stream:
-        tensors = load(stream.read())
-    with out.fs.open(out.path(f"{folder}/weights.safetensors"), "rb") as stream:
-        learner.restore(load(stream.read()), tensors)
+    tensors = load(out.read_bytes(path))
+    learner.restore(load(out.read_bytes(f"{folder}/weights.safetensors")), tensors)
     state: dict[str, Any] = json.loads(out.read_text(f"{folder}/state.json"))
     return state

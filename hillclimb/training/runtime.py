@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+_set: list[str] = []
+
 
 def start(threads: int = 1) -> tuple[int, int]:
     """Join the process group that the environment names; one process alone makes its own.
@@ -18,19 +20,25 @@ def start(threads: int = 1) -> tuple[int, int]:
     """
     torch.set_num_threads(threads)
     if not dist.is_initialized():
-        os.environ.setdefault("RANK", "0")
-        os.environ.setdefault("LOCAL_RANK", "0")
-        os.environ.setdefault("WORLD_SIZE", "1")
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+        _set.extend(name for name in alone if name not in os.environ)
+        os.environ.update({name: alone[name] for name in _set})
         load_deepspeed().init_distributed(dist_backend=_backend(), auto_mpi_discovery=False)
     return dist.get_rank(), dist.get_world_size()
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, and take back the variables that `start` set."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    while _set:
+        os.environ.pop(_set.pop(), None)
 
 
 def _backend() -> str:

@@ -81,7 +81,7 @@ def test_a_changed_or_missing_file_is_named(uri):
     for name in ("x.txt", "y.txt"):
         out.write_text(name, name)
     out.commit(manifest())
-    out.write_text("x.txt", "x.tXt")
+    out.fs.pipe_file(out.path("x.txt"), b"x.tXt")
     out.remove("y.txt")
     problems = Artifact(uri).verify().problems
     assert len(problems) == 2

@@ -22,13 +22,14 @@ from hillclimb.rollout.engine import Completion, SamplingParams
 from hillclimb.training import runtime
 from hillclimb.training.learner import Learner
 
-RIGHT, WRONG, HANGS = "5/7", "1/7", "1000000!"
+RIGHT, WRONG, HANGS = "5/7", "1/7", "999999999!"
 RECIPE = ClimbRecipe.model_validate(
     {
         "groups": {"early": 4, "full": 8},
         "lengths": [{"max_tokens": 64, "steps": 1}],
         "batch_groups": 1,
         "prompts_per_update": 1,
+        "staleness": {"steps_per_update": 1},
         "micro_batch_tokens": 4096,
         "stop": {"max_mismatch": 1e-4},
     }
