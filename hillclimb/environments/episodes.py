@@ -74,7 +74,10 @@ class ToolSession:
         self.trouble = ""
         self._stack = contextlib.ExitStack()
         self.sandbox: Sandbox = self._stack.enter_context(provider.start())
-        self.sandbox.run(lay_out(task["files"]), COMMAND_SECONDS)
+        try:
+            self.sandbox.run(lay_out(task["files"]), COMMAND_SECONDS)
+        except SandboxDied as death:
+            self.trouble = str(death)
         self.tools = Toolbox(self.sandbox, COMMAND_SECONDS, OBSERVATION_CHARACTERS)
 
     def step(self, response: str) -> str | None:

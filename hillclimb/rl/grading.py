@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from hillclimb.environments.sandbox.programs import CodeRunner
+from hillclimb.environments.sandbox.programs import CodeRunner, ProgramRunner
 from hillclimb.rewards.code import CallTest, grade_function
 from hillclimb.rewards.format import think_answer
 from hillclimb.rewards.graded import Graded
@@ -20,11 +20,14 @@ from hillclimb.rl.rollouts import Rollout
 class Graders:
     """All graders of the toy's problems, their processes included; use as a context."""
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(
+        self, programs: Callable[[], ProgramRunner] = CodeRunner, workers: int = 1
+    ) -> None:
         self.pool = GraderPool(workers)
         self.math = MathGrader(self.pool)
         self.judge = RuleJudge()
-        self._runner: CodeRunner | None = None
+        self._programs = programs
+        self._runner: ProgramRunner | None = None
         self._ran: dict[tuple[str, str], Graded] = {}
 
     def __enter__(self) -> Self:
@@ -70,7 +73,7 @@ class Graders:
 
     def _run(self, expression: str, tests: list[tuple[list[int], int]]) -> Graded:
         if self._runner is None:
-            self._runner = CodeRunner()
+            self._runner = self._programs()
         calls = [CallTest(tuple(given), value) for given, value in tests]
         source = f"def f(x, y):\n    return {expression}\n"
         return grade_function(self._runner, source, "f", calls)
@@ -113,6 +116,9 @@ def _check(rollout: Rollout) -> Graded:
 
 
 def _answer(rollout: Rollout) -> Graded:
+    assert rollout.ending is not None
+    if rollout.ending.trouble:
+        return Graded(None, rollout.ending.trouble)
     structure = think_answer(_last(rollout), think_open=True)
     same = structure.ok and structure.answer.strip() == rollout.problem.task["answer"]
     return Graded(float(same), "same" if same else structure.fault or "different")

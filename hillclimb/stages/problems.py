@@ -7,7 +7,7 @@ from collections import Counter
 
 import pyarrow as pa
 
-from hillclimb.environments.sandbox import BubblewrapProvider
+from hillclimb.environments.sandbox import provider_for
 from hillclimb.environments.tasks import Problem, families_of, make_problems
 from hillclimb.stages.context import Context
 from hillclimb.stages.tables import read_rows, write_table
@@ -20,7 +20,11 @@ SCHEMA = pa.schema(
 
 
 def make_problems_stage(context: Context) -> None:
-    """Write `train.parquet` and `held_out.parquet`, with disjoint keys."""
+    """Write `train.parquet` and `held_out.parquet`, with disjoint keys.
+
+    Sandboxes are proven here already: the climbs that need them begin only after the base's
+    training.
+    """
     config = context.config
     families = families_of(config["specialist"])
     sides = {
@@ -32,7 +36,8 @@ def make_problems_stage(context: Context) -> None:
     shared = {p.key for p in sides["train"]} & {p.key for p in sides["held_out"]}
     if shared:
         raise ValueError(f"the key {min(shared)!r} is on both sides of the split")
-    provider = BubblewrapProvider()
+    provider = provider_for()
+    provider.check()
     for index, (side, problems) in enumerate(sides.items()):
         context.reporter.progress(index, 2, f"verifying {len(problems)} {side} problems")
         broken = verify_problems(problems, provider)

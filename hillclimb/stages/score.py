@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from hillclimb.environments.sandbox import BubblewrapProvider, check_sandbox
+from hillclimb.environments.sandbox import SandboxProvider, provider_for
+from hillclimb.environments.sandbox.pod_programs import program_runner
 from hillclimb.environments.tasks import Problem
 from hillclimb.evaluation.passrate import score_model
 from hillclimb.recipe.climb import SPECIALISTS
@@ -35,16 +36,17 @@ _PAUSE = 0.5
 
 def make_scorecard(context: Context) -> None:
     """Score model by model, each rank its share; a restart goes on with what is missing."""
-    check_sandbox()
+    sandboxes = provider_for()
+    sandboxes.check()
     torch.set_num_threads(context.request.threads)
     problems = {n: read_problems(context, f"{n}_problems", "held_out") for n in SPECIALISTS}
     aside = {"tokenizer", *(f"{name}_problems" for name in SPECIALISTS)}
     models = [role for role in context.request.inputs if role not in aside]
-    with Graders() as graders:
+    with Graders(program_runner(sandboxes)) as graders:
         for model in models[context.rank :: context.request.ranks]:
             _say_done(context, models, model)
             if not context.out.exists(_scored(model)):
-                score = _score(context, graders, model, problems)
+                score = _score(context, graders, model, problems, sandboxes)
                 context.out.write_json(_scored(model), score)
     if context.rank == 0:
         _commit(context, models)
@@ -81,11 +83,15 @@ def _commit(context: Context, models: list[str]) -> None:
 
 
 def _score(
-    context: Context, graders: Graders, model: str, problems: dict[str, list[Problem]]
+    context: Context,
+    graders: Graders,
+    model: str,
+    problems: dict[str, list[Problem]],
+    sandboxes: SandboxProvider,
 ) -> dict[str, Any]:
     config = context.config
     weights, tokenizer, template = load_model(context.input(model))
-    sampler = Sampler(TorchEngine(weights), tokenizer, template, BubblewrapProvider())
+    sampler = Sampler(TorchEngine(weights), tokenizer, template, sandboxes)
     params = SamplingParams(
         config["max_tokens"], config["sampling"]["temperature"], config["sampling"]["top_p"]
     )

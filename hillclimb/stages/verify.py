@@ -15,12 +15,14 @@ def verify_problems(problems: Sequence[Problem], provider: SandboxProvider) -> l
 
     Files are checked in a sandbox: the check fails before the reference change and holds after it.
     Instructions are checked on their reference answer, functions on their tests.
+
+    Raises:
+        SandboxUnavailable: for problems with files where nothing can be isolated.
     """
     found = [fault for p in problems if "files" not in p.task and (fault := _faulty(p))]
-    with provider.start() as sandbox:
-        found += [
-            fault for p in problems if "files" in p.task and (fault := _faulty_files(p, sandbox))
-        ]
+    if with_files := [p for p in problems if "files" in p.task]:
+        with provider.start() as sandbox:
+            found += [fault for p in with_files if (fault := _faulty_files(p, sandbox))]
     return found
 
 

@@ -92,6 +92,10 @@ class SandboxProvider(Protocol):
         """A fresh sandbox, stopped when the context ends. Raises `SandboxUnavailable`."""
         ...
 
+    def check(self) -> None:
+        """Prove at start-up that sandboxes isolate; `SandboxUnavailable` says what is lacking."""
+        ...
+
 
 @contextmanager
 def stopping(sandbox: Sandbox) -> Iterator[Sandbox]:

@@ -28,8 +28,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from hillclimb.environments.sandbox.base import SandboxDied, SandboxLimits, SandboxUnavailable
+from hillclimb.environments.sandbox.shell import NOBODY, VARIABLES
 
-NOBODY = 65534
 START_TIMEOUT_S = 30.0
 INSTALL = "install it with `apt-get install bubblewrap util-linux` (bubblewrap 0.8 or newer)"
 PYTHON_HOME = Path(sys.base_prefix).resolve()
@@ -39,16 +39,7 @@ _ETC = {
     "passwd": f"nobody:x:{NOBODY}:{NOBODY}:nobody:/work:/bin/sh\n",
     "group": f"nogroup:x:{NOBODY}:\n",
 }
-_ENVIRONMENT = {
-    "PATH": f"{PYTHON_HOME}/bin:/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/work",
-    "TMPDIR": "/tmp",
-    "LANG": "C.UTF-8",
-    "TZ": "UTC",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONHASHSEED": "0",
-    "OMP_NUM_THREADS": "1",
-}
+_PATH = f"{PYTHON_HOME}/bin:/usr/local/bin:/usr/bin:/bin"
 
 
 class Isolated:
@@ -132,7 +123,7 @@ def _bwrap(limits: SandboxLimits, info: int, etc: dict[str, int], writable: bool
     argv = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
     argv += ["--new-session", "--as-pid-1", "--clearenv", "--hostname", "sandbox"]
     argv += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--info-fd", str(info)]
-    for name, value in _ENVIRONMENT.items():
+    for name, value in {"PATH": _PATH, **VARIABLES}.items():
         argv += ["--setenv", name, value]
     argv += _system_folders()
     argv += ["--file", str(etc["passwd"]), "/etc/passwd", "--file", str(etc["group"]), "/etc/group"]

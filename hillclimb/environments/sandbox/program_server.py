@@ -5,7 +5,8 @@ Python start. It runs from source inside the sandbox (`python -I -S -c`), so it 
 this project. The host imports it for `encode` and the frames.
 
 In: a `REQUEST` header, then a JSON job that only the child reads. Out: a `REPLY` header, then the
-payload: a script's standard output, or one JSON line per call.
+payload: a script's standard output, or one JSON line per call. With limits as arguments it runs
+one job from its standard input instead and prints the payload.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 REQUEST = struct.Struct("!dQQQ")  # wall seconds, then in bytes: memory, longest output, job
 REPLY = struct.Struct("!BiQ")  # ending, exit status, payload length in bytes
 EXITED, TIMED_OUT, TOO_LONG = range(3)
+UNCLEAN = 128
 _PR_SET_DUMPABLE = 4
 _LIMITS = 16  # RLIM_NLIMITS of Linux
 _COMMON = (
@@ -165,16 +167,65 @@ def _become_program(control: socket.socket, write: int, length: int, memory: int
         job = json.loads(_received(control, length))
         control.close()
         os.write(write, b"+")
-        if job["stdin"] is not None:
-            os.dup2(_memory_file(job["stdin"].encode()), 0)
-            os.dup2(write, 1)
-        seconds = int(wall_s) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        random.seed(0)
-        code = _script(job) if job["stdin"] is not None else _calls(job, write)
+        code = _execute(job, write, memory, wall_s)
     finally:
         os._exit(code)
+
+
+def run_one(memory: int, wall_s: float) -> int:
+    """Run the one job on standard input and print its payload, where no server can be kept.
+
+    Returns the program's exit code, at most 127; or 128 + the signal that ended it, SIGALRM where
+    its time was over; or `UNCLEAN`, and it did not run, where files of an earlier one stay.
+    """
+    job, write, late = json.load(sys.stdin), os.dup(1), []
+    try:
+        _remove_files("/work", "/tmp")
+    except OSError:
+        return UNCLEAN
+    _standard_streams(os.open(os.devnull, os.O_RDWR))
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = _execute(job, write, memory, wall_s)
+        finally:
+            os._exit(code)
+
+    def end(number: int, frame: object) -> None:
+        late.append(number)
+        os.kill(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, wall_s)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if late:
+        return 128 + signal.SIGALRM
+    return 128 - status if status < 0 else min(status, 127)
+
+
+def _remove_files(*folders: str) -> None:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder in folders:
+        for place, below, files in os.walk(folder, topdown=False, onerror=fail):
+            for name in (*files, *below):
+                path = os.path.join(place, name)
+                remove = os.unlink if name in files or os.path.islink(path) else os.rmdir
+                remove(path)
+
+
+def _execute(job: dict[str, Any], write: int, memory: int, wall_s: float) -> int:
+    if job["stdin"] is not None:
+        os.dup2(_memory_file(job["stdin"].encode()), 0)
+        os.dup2(write, 1)
+    seconds = int(wall_s) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    random.seed(0)
+    return _script(job) if job["stdin"] is not None else _calls(job, write)
 
 
 def _memory_file(content: bytes) -> int:
@@ -225,4 +276,6 @@ def _named(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        os._exit(run_one(int(sys.argv[1]), float(sys.argv[2])))
     main()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from hillclimb.environments.sandbox import program_server
 from hillclimb.environments.sandbox.base import MIB, SandboxDied, SandboxLimits
@@ -94,8 +94,8 @@ class CodeRunner:
         """
         job = {"source": source, "entry": entry, "calls": encode(list(calls)), "stdin": None}
         ending, code, payload = self._run(job)
-        lines = payload.decode(errors="replace").split("\n")[:-1][: len(calls)]
-        return ProgramRun(ending, code, results=tuple(_result(line) for line in lines))
+        text = payload.decode(errors="replace")
+        return ProgramRun(ending, code, results=read_results(text, len(calls)))
 
     def script(self, source: str, stdin: str = "") -> ProgramRun:
         """Run the program as `__main__` with a standard input; its standard output comes back."""
@@ -141,6 +141,19 @@ class CodeRunner:
         return self._server
 
 
+class ProgramRunner(Protocol):
+    """Runs untrusted programs, whatever isolates them."""
+
+    def call(self, source: str, entry: str, calls: Sequence[tuple[object, ...]]) -> ProgramRun:
+        """See `CodeRunner.call`."""
+
+    def script(self, source: str, stdin: str = "") -> ProgramRun:
+        """See `CodeRunner.script`."""
+
+    def stop(self) -> None:
+        """See `CodeRunner.stop`."""
+
+
 def _received(control: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
@@ -149,6 +162,11 @@ def _received(control: socket.socket, size: int) -> bytes:
             raise SandboxDied("the program server is gone")
         data += chunk
     return data
+
+
+def read_results(payload: str, calls: int) -> tuple[CallResult, ...]:
+    """The results in the payload of a job of so many calls."""
+    return tuple(_result(line) for line in payload.split("\n")[:-1][:calls])
 
 
 def _result(line: str) -> CallResult:
