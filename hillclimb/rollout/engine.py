@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
+
+BATCH_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,36 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are drawn together, and the seed of their draws."""
+
+    prompts: Sequence[list[int]]
+    seed: int
+
+
+def batches(prompts: Sequence[list[int]], seed: int, rows: int = BATCH_ROWS) -> list[Batch]:
+    """A call in batches of at most `rows` prompts, each with a seed of its own.
+
+    A batch alone decides its draws. So a call gives the same completions wherever its batches are
+    drawn, in whichever order, and however often one is begun anew.
+
+    Raises:
+        ValueError: for an empty prompt, naming its position.
+    """
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {index} is empty: a completion needs at least one token")
+    return [
+        Batch(prompts[start : start + rows], _seed(seed, start // rows))
+        for start in range(0, len(prompts), rows)
+    ]
+
+
+def _seed(seed: int, batch: int) -> int:
+    """The first batch has the call's seed, each other one a seed of 56 bits of its own."""
+    if not batch:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:7])

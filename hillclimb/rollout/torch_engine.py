@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from hillclimb.model.modeling import KVCache, MaiForCausalLM
-from hillclimb.rollout.engine import Completion, SamplingParams
+from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches
 from hillclimb.rollout.sampling import draw, pack_mask
 
 
 class TorchEngine:
     """Generates with a copy of the model in this process."""
 
-    def __init__(self, model: MaiForCausalLM, batch_size: int = 512) -> None:
+    def __init__(self, model: MaiForCausalLM, batch_size: int = BATCH_ROWS) -> None:
         self.model = MaiForCausalLM(model.config)
         self.model.load_state_dict(model.state_dict())
         self.model.eval().requires_grad_(False)
@@ -45,13 +45,10 @@ class TorchEngine:
         Raises:
             ValueError: for an empty prompt, naming its position.
         """
-        for index, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {index} is empty: a completion needs at least one token")
-        generator = torch.Generator().manual_seed(seed)
         done: list[Completion] = []
-        for start in range(0, len(prompts), self.batch_size):
-            done += self._batch(prompts[start : start + self.batch_size], params, generator)
+        for batch in batches(prompts, seed, self.batch_size):
+            generator = torch.Generator().manual_seed(batch.seed)
+            done += self._batch(batch.prompts, params, generator)
         return done
 
     def _batch(

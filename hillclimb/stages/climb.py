@@ -1,7 +1,9 @@
-"""One climb: a learner and an engine in one process, every rollout kept."""
+"""One climb: a learner, and an engine in its process or on servers; every rollout is kept."""
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -9,11 +11,15 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load, save
 
-from hillclimb.environments.sandbox import BubblewrapProvider, check_sandbox
+from hillclimb.environments.sandbox import provider_for
+from hillclimb.environments.sandbox.pod_programs import program_runner
+from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.recipe.climb import SPECIALISTS
 from hillclimb.rl.climb import Climb, Kept
 from hillclimb.rl.grading import Graders
 from hillclimb.rl.rollouts import Sampler
+from hillclimb.rollout.engine import RolloutEngine
+from hillclimb.rollout.remote import RemoteEngine
 from hillclimb.rollout.torch_engine import TorchEngine
 from hillclimb.stages.context import Context, one_rank
 from hillclimb.stages.models import load_model, save_model
@@ -23,6 +29,7 @@ from hillclimb.training import runtime
 from hillclimb.training.checkpoint import latest, load_checkpoint, save_checkpoint
 from hillclimb.training.learner import Learner
 
+SERVERS = "HILLCLIMB_ROLLOUT_SERVERS"
 ROLLOUTS = pa.schema(
     [(name, pa.int64()) for name in ("update", "version")]
     + [(name, pa.string()) for name in ("specialist", "problem_id", "kind", "question")]
@@ -37,7 +44,8 @@ ROLLOUTS = pa.schema(
 def make_climb(context: Context) -> None:
     """Climb until the stop rule speaks."""
     one_rank(context)
-    check_sandbox()
+    sandboxes = provider_for()
+    sandboxes.check()
     runtime.start(context.request.threads)
     model, tokenizer, template = load_model(context.input("checkpoint"))
     config, shares = context.config["climb"], context.config["shares"]
@@ -47,14 +55,24 @@ def make_climb(context: Context) -> None:
         if shares.get(name)
     }
     learner = Learner(model, config["optimizer"], 2, config["balance_coefficient"])
-    sampler = Sampler(TorchEngine(model), tokenizer, template, BubblewrapProvider())
-    with Graders() as graders:
+    with (
+        closing(_engine(context, model)) as engine,
+        Graders(program_runner(sandboxes)) as graders,
+    ):
+        sampler = Sampler(engine, tokenizer, template, sandboxes)
         climb = Climb(config, learner, sampler, graders, problems, shares, context.seed)
         _restore(context, climb)
         _run(context, climb)
     save_model(context.out, model, tokenizer, template)
     _finish(context, climb)
     runtime.stop()
+
+
+def _engine(context: Context, model: MaiForCausalLM) -> RolloutEngine:
+    """The launcher's servers where it names some; the answers are the same."""
+    if servers := os.environ.get(SERVERS):
+        return RemoteEngine(servers.split(","), model, log=context.reporter.log)
+    return TorchEngine(model)
 
 
 def _run(context: Context, climb: Climb) -> None:

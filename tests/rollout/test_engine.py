@@ -1,14 +1,14 @@
-"""The in-process engine: what it says it drew is what the learner computes."""
+"""Every engine: what it says it drew is what the learner computes, wherever it was drawn."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rollout_support import as_bytes
 
-from hillclimb.model.configuration import MaiConfig
-from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rl.groups import Sample
 from hillclimb.rl.policy import micro_batches, replayed_logprobs
 from hillclimb.rollout.engine import SamplingParams
@@ -16,13 +16,6 @@ from hillclimb.rollout.sampling import nucleus, pack_mask, unpack_mask
 from hillclimb.rollout.torch_engine import TorchEngine
 
 PROMPTS = [[1, 2, 3], [1, 2, 3], [9, 8, 7, 6, 5], [4]]
-
-
-def engine(batch_size: int = 512) -> TorchEngine:
-    model = MaiForCausalLM(
-        MaiConfig(vocab_size=40, zero_init_attention=False, embedding_range=0.5)
-    ).initialise(3)
-    return TorchEngine(model, batch_size)
 
 
 @settings(max_examples=30)
@@ -41,8 +34,8 @@ def test_masks_survive_packing():
     assert torch.equal(unpack_mask(pack_mask(mask), 41), mask)
 
 
-def test_the_learner_replays_the_sampler():
-    drawn = engine().generate(PROMPTS, SamplingParams(12, top_p=0.9, stop=(0,)), seed=5)
+def test_the_learner_replays_the_sampler(build, network):
+    drawn = build().generate(PROMPTS, SamplingParams(12, top_p=0.9, stop=(0,)), seed=5)
     samples = [
         Sample(
             np.array(p, np.int32), np.array(c.tokens, np.int32), np.ones(len(c.tokens), bool),
@@ -50,31 +43,43 @@ def test_the_learner_replays_the_sampler():
         )
         for p, c in zip(PROMPTS, drawn, strict=True)
     ]  # fmt: skip
-    model = engine().model
     for batch in micro_batches(samples, 16, 40):
-        gap = (replayed_logprobs(model, batch, 1.0) - batch.logprobs).abs().max()
+        gap = (replayed_logprobs(network, batch, 1.0) - batch.logprobs).abs().max()
         assert float(gap) < 2e-5
         without = batch.kept | True
-        loose = replayed_logprobs(model, type(batch)(**{**vars(batch), "kept": without}), 1.0)
+        loose = replayed_logprobs(network, type(batch)(**{**vars(batch), "kept": without}), 1.0)
         assert float((loose - batch.logprobs).abs().max()) > 1e-3
 
 
-def test_the_same_seed_draws_the_same_and_another_one_does_not():
-    params = SamplingParams(16)
-    first, again, other = (engine().generate(PROMPTS, params, seed) for seed in (1, 1, 2))
-    assert [c.tokens for c in first] == [c.tokens for c in again]
+def test_the_same_seed_draws_the_same_and_another_one_does_not(build):
+    engine, params = build(), SamplingParams(16)
+    first, again, other = (engine.generate(PROMPTS, params, seed) for seed in (1, 1, 2))
+    assert as_bytes(first) == as_bytes(again)
     assert [c.tokens for c in first] != [c.tokens for c in other]
 
 
-def test_greedy_answers_do_not_depend_on_the_batch():
-    params = SamplingParams(10, greedy=True)
-    together = engine().generate(PROMPTS, params, 0)
-    alone = [engine().generate([p], params, 0)[0] for p in PROMPTS]
+@pytest.mark.parametrize("rows", [512, 3, 1])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_an_engine_draws_what_the_one_in_this_process_draws(build, network, rows, greedy):
+    params = SamplingParams(9, temperature=0.8, top_p=0.9, greedy=greedy, stop=(0, 7))
+    expected = TorchEngine(network, rows).generate(PROMPTS * 2, params, seed=2**40 + 1)
+    assert as_bytes(build(rows).generate(PROMPTS * 2, params, 2**40 + 1)) == as_bytes(expected)
+
+
+def test_batches_of_one_call_have_draws_of_their_own(build):
+    halves = build(rows=2).generate([[1, 2]] * 4, SamplingParams(16), 1)
+    assert [c.tokens for c in halves[:2]] != [c.tokens for c in halves[2:]]
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(build):
+    engine, params = build(), SamplingParams(10, greedy=True)
+    together = engine.generate(PROMPTS, params, 0)
+    alone = [engine.generate([p], params, 0)[0] for p in PROMPTS]
     assert [c.tokens for c in together] == [c.tokens for c in alone]
 
 
-def test_a_completion_ends_at_its_stop_token_or_its_limit():
-    for done in engine().generate(PROMPTS * 8, SamplingParams(20, stop=(3, 17)), 0):
+def test_a_completion_ends_at_its_stop_token_or_its_limit(build):
+    for done in build().generate(PROMPTS * 8, SamplingParams(20, stop=(3, 17)), 0):
         if done.finish == "stop":
             assert done.tokens[-1] in (3, 17)
             assert not {3, 17} & set(done.tokens[:-1])
@@ -82,11 +87,28 @@ def test_a_completion_ends_at_its_stop_token_or_its_limit():
             assert len(done.tokens) == 20
 
 
-def test_new_weights_carry_their_version():
-    rollouts = engine()
-    weights = {k: v * 0.5 for k, v in rollouts.model.state_dict().items()}
-    before = rollouts.generate([[1]], SamplingParams(3), 0)[0]
-    rollouts.load_weights(weights, 7)
-    after = rollouts.generate([[1]], SamplingParams(3), 0)[0]
-    assert (before.version, after.version) == (0, 7)
+def test_an_empty_prompt_is_named_and_no_prompt_is_no_completion(build):
+    engine = build()
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        engine.generate([[1], [], [2]], SamplingParams(3), 0)
+    assert engine.generate([], SamplingParams(3), 0) == []
+
+
+def test_new_weights_carry_their_version(build, network):
+    engine = build()
+    weights = {k: v * 0.5 for k, v in network.state_dict().items()}
+    before = engine.generate([[1]], SamplingParams(3), 0)[0]
+    engine.load_weights(weights, 7)
+    after = engine.generate([[1]], SamplingParams(3), 0)[0]
+    assert (before.version, after.version, engine.version) == (0, 7, 7)
     assert not np.array_equal(before.logprobs, after.logprobs)
+
+
+def test_weights_are_those_of_the_call_that_gave_them(build, network):
+    engine, params = build(), SamplingParams(8)
+    weights = {k: v * 0.5 for k, v in network.state_dict().items()}
+    engine.load_weights(weights, 1)
+    before = engine.generate([[1]], params, 0)[0]
+    for tensor in weights.values():
+        tensor.zero_()
+    assert as_bytes(engine.generate([[1]], params, 0)) == as_bytes([before])

@@ -1,0 +1,129 @@
+"""What travels between a climb and its rollout servers: JSON asks, safetensors answer.
+
+Both are read without running anything that is in them, and give back what was written bit by bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from hillclimb.rollout.engine import BATCH_ROWS, Batch, Completion, SamplingParams
+
+Token = Annotated[int, Field(ge=0)]
+Prompt = Annotated[list[Token], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one version as safetensors; the SHA-256 of those tells them from others."""
+
+    version: int
+    sha256: str
+    body: bytes
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], version: int) -> Weights:
+        """A copy of a model's tensors; equal tensors have equal bytes."""
+        body = save_tensors({name: t.detach().contiguous() for name, t in tensors.items()})
+        return cls(version, hashlib.sha256(body).hexdigest(), body)
+
+
+class Ask(BaseModel):
+    """One batch to draw, with the weights that it wants drawn."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    version: int
+    weights: str = Field(description="their SHA-256")
+    prompts: list[Prompt] = Field(min_length=1, max_length=BATCH_ROWS)
+    seed: int
+    max_tokens: int = Field(ge=0)
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)
+    greedy: bool
+    stop: list[Token]
+
+    @classmethod
+    def of(cls, batch: Batch, params: SamplingParams, weights: Weights) -> Ask:
+        """What to ask a server for."""
+        return cls(
+            version=weights.version,
+            weights=weights.sha256,
+            prompts=list(batch.prompts),
+            seed=batch.seed,
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            greedy=params.greedy,
+            stop=list(params.stop),
+        )
+
+    @property
+    def params(self) -> SamplingParams:
+        """How to draw."""
+        return SamplingParams(
+            self.max_tokens, self.temperature, self.top_p, self.greedy, tuple(self.stop)
+        )
+
+
+def pack(completions: Sequence[Completion]) -> bytes:
+    """Completions of one call, at least one, as safetensors."""
+    return save(
+        {
+            "lengths": np.array([len(c.tokens) for c in completions], np.int64),
+            "tokens": np.array([t for c in completions for t in c.tokens], np.int32),
+            "logprobs": np.concatenate([c.logprobs for c in completions]),
+            "nucleus": np.concatenate([c.nucleus for c in completions]),
+            "stopped": np.array([c.finish == "stop" for c in completions], np.uint8),
+            "versions": np.array([c.version for c in completions], np.int64),
+        }
+    )
+
+
+def unpack(body: bytes) -> list[Completion]:
+    """What `pack` was given.
+
+    Raises:
+        ValueError: if it is not whole.
+    """
+    try:
+        found = load(body)
+        ends = found["lengths"].cumsum()
+        rows = zip(
+            _split(found["tokens"], ends),
+            _split(found["logprobs"], ends),
+            _split(found["nucleus"], ends, absent=True),
+            found["stopped"],
+            found["versions"],
+            strict=True,
+        )
+        return [
+            Completion(
+                tokens.tolist(), logprobs, nucleus, "stop" if stop else "length", int(version)
+            )
+            for tokens, logprobs, nucleus, stop, version in rows
+        ]
+    except (SafetensorError, KeyError, IndexError) as error:
+        raise ValueError(f"the completions are not whole: {error}") from error
+
+
+def _split(rows: np.ndarray, ends: np.ndarray, absent: bool = False) -> list[np.ndarray]:
+    """Rows of one completion each. Masks are `absent` of greedy answers; their width still counts.
+
+    Raises:
+        ValueError: if there are fewer or more rows.
+    """
+    if absent and not len(rows):
+        return [rows.copy() for _ in ends]
+    if len(rows) != ends[-1]:
+        raise ValueError(f"the completions are not whole: {len(rows)} rows, not {ends[-1]}")
+    return [part.copy() for part in np.split(rows, ends[:-1])]
