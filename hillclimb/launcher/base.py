@@ -13,8 +13,13 @@ Message = dict[str, Any]
 
 
 class State(Enum):
-    """Where a stage is. `STOPPED` was cancelled; `LOST` is gone, and nobody saw how it ended."""
+    """Where a stage is.
 
+    `QUEUED` waits for a place to run, `STOPPED` was cancelled, `LOST` is gone and nobody saw how
+    it ended.
+    """
+
+    QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
@@ -24,7 +29,10 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `poll` saw: the state, the exit code where there is one, a sentence for a failure."""
+    """What `poll` saw: the state, the exit code where there is one, and why.
+
+    `reason` is the sentence of a failure, what a queued stage waits for, or what hinders a look.
+    """
 
     state: State
     code: int | None = None
@@ -33,7 +41,7 @@ class Outcome:
     @property
     def ended(self) -> bool:
         """Whether the process is gone."""
-        return self.state is not State.RUNNING
+        return self.state not in (State.RUNNING, State.QUEUED)
 
     @property
     def resumable(self) -> bool:
@@ -43,10 +51,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Handle:
-    """One attempt at one stage. `name` follows from the fingerprint, `where` is the attempt."""
+    """One attempt at one stage. `name` follows from the fingerprint, `where` is its folder.
+
+    `log_command` prints the log of a stage that keeps none in its folder.
+    """
 
     name: str
     where: str
+    log_command: str = ""
+
+    @property
+    def log(self) -> str:
+        """The path of the log, or the command that prints it."""
+        return self.log_command or f"{self.where}/log.txt"
 
 
 class Launcher(Protocol):
@@ -54,6 +71,9 @@ class Launcher(Protocol):
 
     def submit(self, request: Request) -> Handle:
         """Start the stage, or attach to the process that is already making it."""
+
+    def find(self, name: str, fingerprint: str) -> Handle | None:
+        """The latest attempt at an artifact, running or not; None where there was none."""
 
     def poll(self, handle: Handle) -> Outcome:
         """Say where the stage is."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from hillclimb.recipe.climb import SPECIALISTS, ClimbRecipe, SFTRecipe
+from hillclimb.recipe.cluster_checks import CLUSTER_CHECKS
 from hillclimb.recipe.compute import Layout
 from hillclimb.recipe.errors import Problem
 from hillclimb.recipe.graph import PHASES
@@ -201,4 +202,5 @@ _CHECKS: tuple[Check, ...] = (
     _ranks_divide,
     _batches_divide,
     _micro_batches_hold_a_row,
+    *CLUSTER_CHECKS,
 )

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from hillclimb.recipe.base import Section
+from hillclimb.recipe.kubernetes import Kubernetes
 
 
 class Accelerator(Section):
@@ -46,3 +47,4 @@ class Compute(Section):
     parallel_stages: int = Field(2, gt=0, description="independent stages made at a time")
     threads: int = Field(1, gt=0, description="CPU threads of one rank")
     usd_per_hour: float = Field(0.0, ge=0, description="price of one accelerator-hour")
+    kubernetes: Kubernetes | None = Field(None, description="the cluster that stages run on")

@@ -40,7 +40,10 @@ for _tag, (_pattern, _first) in _PLAIN.items():
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes text which any YAML version would read as something else."""
+    """SafeDumper that quotes text which any YAML version would read as something else.
+
+    What occurs twice is written twice: no anchors.
+    """
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {  # noqa: RUF012
         first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *rules]
@@ -49,6 +52,9 @@ class _Dumper(yaml.SafeDumper):
             | _Loader.yaml_implicit_resolvers
         ).items()
     }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _number(loader: yaml.SafeLoader, node: ScalarNode) -> float | int:

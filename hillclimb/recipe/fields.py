@@ -26,7 +26,8 @@ def alternatives(annotation: Any) -> list[type[Section]]:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) not in (Union, types.UnionType):
         return []
-    return [member for member in get_args(annotation) if is_section(member)]
+    members = [member for member in get_args(annotation) if is_section(member)]
+    return [member for member in members if "type" in member.model_fields]
 
 
 def tags(section: type[Section]) -> tuple[str, ...]:

@@ -52,7 +52,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     changed, problems = apply_overrides(recipe.model_dump(mode="json"), overrides)
     if problems:
         raise RecipeError("the overrides", problems)
-    return _validate(changed, f"{source} with {', '.join(overrides)}", {})
+    told = [o if "\n" not in o else f"{o.partition('=')[0]}=…" for o in overrides]
+    return _validate(changed, f"{source} with {', '.join(told)}", {})
 
 
 def parse_recipe(text: str, source: str = "the recipe") -> Recipe:
@@ -118,8 +119,10 @@ def _assign(data: dict[str, Any], path: str, value: Any) -> None:
             raise LookupError(f"goes through {here}, which is not there ({known})")
         if last:
             place[key] = value
-        else:
-            place = place[key]
+            return
+        if place[key] is None:
+            place[key] = {}
+        place = place[key]
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:

@@ -12,13 +12,15 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from hillclimb.artifacts import Artifact, ArtifactError
+from hillclimb.artifacts.fingerprint import code_version
 from hillclimb.artifacts.store import MANIFEST, ArtifactWriter
+from hillclimb.recipe.graph import CODE
 from hillclimb.stages.context import Context
 from hillclimb.stages.process import Busy, Terminated, exclusive, raise_on_sigterm, run_ranks
 from hillclimb.stages.registry import KINDS, stage_function
@@ -27,7 +29,7 @@ from hillclimb.stages.request import Request
 
 FAILED, REFUSED, BUSY = 1, 2, 75
 CIRCUMSTANCES = (OSError, RuntimeError, MemoryError)
-MESSAGES = "messages.jsonl"
+MESSAGES, ERRORS = "messages.jsonl", "rank-{rank}.error"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         request = Request.read(args.request)
-    except (OSError, ValidationError) as error:
+    except OSError as error:
+        print(f"the request {args.request} cannot be read: {error}", file=sys.stderr)
+        return FAILED
+    except ValidationError as error:
         return _refuse(f"the request {args.request} cannot be used: {error}")
     if request.kind != args.kind:
         return _refuse(f"{args.request} asks for the kind {request.kind}, not {args.kind}")
@@ -67,9 +72,8 @@ def _refuse(sentence: str) -> int:
 def _run_rank(request: Request, folder: Path, rank: int) -> int:
     raise_on_sigterm()
     _limit_threads(request.threads)
-    opened = nullcontext(SilentReporter()) if rank else open_reporter(request, folder / MESSAGES)
     try:
-        with opened as reporter:
+        with _reporter(request, folder, rank) as reporter:
             try:
                 _make(request, reporter, rank)
             except BaseException as error:
@@ -83,7 +87,16 @@ def _run_rank(request: Request, folder: Path, rank: int) -> int:
     return 0
 
 
+def _reporter(
+    request: Request, folder: Path, rank: int
+) -> AbstractContextManager[PipesReporter | SilentReporter]:
+    if rank:
+        return nullcontext(SilentReporter(folder / ERRORS.format(rank=rank)))
+    return open_reporter(request, folder / MESSAGES)
+
+
 def _make(request: Request, reporter: PipesReporter | SilentReporter, rank: int) -> None:
+    _require_its_code(request)
     if ArtifactWriter(request.output).exists(MANIFEST):
         reporter.log(f"{request.name} is already made: {request.output}")
     else:
@@ -93,6 +106,16 @@ def _make(request: Request, reporter: PipesReporter | SilentReporter, rank: int)
     if not ArtifactWriter(request.output).exists(MANIFEST):
         raise RuntimeError(f"the stage {request.kind} ended without committing {request.output}")
     reporter.made(Artifact(request.output).manifest)
+
+
+def _require_its_code(request: Request) -> None:
+    """Refuse to make with this code what other code was asked for: its fingerprint would lie."""
+    if (path := CODE.get(request.kind)) and (here := code_version(path)) != request.code_version:
+        raise ValueError(
+            f"{request.name} was asked for with the code {request.code_version} of {path}, but "
+            f"{here} is installed here: run it with the version that asks, on a cluster the image "
+            "of the same commit"
+        )
 
 
 def _sentence(request: Request, error: BaseException) -> str:

@@ -7,6 +7,8 @@ read the same lines. Besides Pipes' own messages it holds custom ones, told apar
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +25,10 @@ from dagster_pipes import (
 )
 
 from hillclimb.artifacts import Manifest
+from hillclimb.stages.messages import MessageWriter
 from hillclimb.stages.request import Request
 
-_PROGRESS_EVERY = 0.2
+_PROGRESS_EVERY, _PROGRESS_SLOWEST = 0.2, 60.0
 
 
 class PipesReporter:
@@ -33,12 +36,14 @@ class PipesReporter:
 
     def __init__(self, pipes: PipesContext) -> None:
         self._pipes = pipes
+        self._began = time.monotonic()
         self._last = 0.0
 
     def progress(self, done: float, total: float, note: str = "") -> None:
-        """Say how far the stage is; said at most five times a second."""
+        """Say how far the stage is; at most five times a second, once a minute after a day."""
         now = time.monotonic()
-        if now - self._last >= _PROGRESS_EVERY or done >= total:
+        pause = max(_PROGRESS_EVERY, min(_PROGRESS_SLOWEST, (now - self._began) / 1000))
+        if now - self._last >= pause or done >= total:
             self._last = now
             self._send("progress", done=float(done), total=float(total), note=note)
 
@@ -69,7 +74,17 @@ class PipesReporter:
 
 
 class SilentReporter:
-    """The voice of the ranks that are not the first."""
+    """The voice of the ranks that are not the first.
+
+    What ends one is written to `path`, where there is one: the rank that fails first takes the
+    others along, and its log may be gone with its pod.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def progress(self, done: float, total: float, note: str = "") -> None:
         """Say nothing."""
@@ -82,8 +97,11 @@ class SilentReporter:
         print(message, flush=True)
 
     def error(self, message: str) -> None:
-        """Say it in the log only."""
+        """Say it in the log, and in the file with the time in seconds."""
         print(message, flush=True)
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.write_text(json.dumps({"at": time.time(), "message": message}))
 
     def made(self, manifest: Manifest) -> None:
         """Say nothing."""
@@ -131,6 +149,10 @@ class _StageContext(PipesContextLoader):
 @contextmanager
 def open_reporter(request: Request, path: Path) -> Iterator[PipesReporter]:
     """Open the message file at `path`; an exception is written into its closing message."""
-    pipes = open_dagster_pipes(params_loader=_Params(path), context_loader=_StageContext(request))
+    pipes = open_dagster_pipes(
+        params_loader=_Params(path),
+        context_loader=_StageContext(request),
+        message_writer=MessageWriter(),
+    )
     with pipes:
         yield PipesReporter(pipes)
