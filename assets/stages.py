@@ -1,5 +1,6 @@
 """One factory for every asset: find the artifact, or have it made, and say what it is."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,8 +19,9 @@ from hillclimb.assets.graph import (
     optional,
     recipe_key,
 )
-from hillclimb.assets.launching import run_stage
+from hillclimb.assets.launching import catch_up, run_stage
 from hillclimb.experiments import MissingInputs, NotInExperiment, Plan
+from hillclimb.recipe.errors import RecipeError
 from hillclimb.recipe.graph import CODE
 from hillclimb.resources import StageLauncher, Tracking, Workspace
 
@@ -93,8 +95,10 @@ def _asset(node: Node, nodes: dict[str, Node], condition: Any) -> dg.AssetsDefin
         with tracked.run(context, tracking, workspace, plan, node.name, made_before) as run:
             if artifact is None:
                 artifact = _make(context, workspace, launcher, plan, node.name, run)
+            elif run.went_on:
+                _hear(launcher, plan, node.name, run)
             run.made(artifact)
-        yield _result(node, artifact, plan, made_before, run.link)
+        yield _result(node, artifact, plan, made_before, run)
 
     return stage
 
@@ -103,7 +107,7 @@ def _plan(context: dg.AssetExecutionContext, workspace: Workspace, name: str) ->
     try:
         plan = workspace.plan(context.partition_key)
         plan.spec(name)
-    except (LookupError, ValueError) as error:
+    except (LookupError, ValueError, RecipeError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     return plan
 
@@ -118,20 +122,31 @@ def _make(
 ) -> Artifact:
     try:
         request = plan.request(name, workspace.store)
-    except (MissingInputs, NotInExperiment) as error:
+        runs_on = launcher.get(plan.recipe.compute)
+    except (MissingInputs, NotInExperiment, RecipeError, RuntimeError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    run_stage(context, launcher.get(), request, run)
+    run_stage(context, runs_on, request, run)
     artifact = workspace.find(plan, name)
     if artifact is None:
         raise dg.Failure(f"{name} ended well, but {request.output} has no manifest")
     return artifact
 
 
+def _hear(launcher: StageLauncher, plan: Plan, name: str, run: tracked.TrackedRun) -> None:
+    """Listen to what a stage told that came to its end while nobody followed it."""
+    with contextlib.suppress(RecipeError, RuntimeError):
+        handle = launcher.get(plan.recipe.compute).find(name, plan.fingerprints[name])
+        if handle is not None:
+            catch_up(handle.where, run)
+
+
 def _result(
-    node: Node, artifact: Artifact, plan: Plan, made_before: bool, link: str
+    node: Node, artifact: Artifact, plan: Plan, made_before: bool, run: tracked.TrackedRun
 ) -> dg.MaterializeResult[Any]:
     found = list(checks.examine(artifact))
-    shown = metadata.describe(artifact, plan, made_before, link)
+    shown = metadata.describe(artifact, plan, made_before, run.link)
+    if run.attempts:
+        shown["attempts"] = dg.MetadataValue.int(run.attempts)
     return dg.MaterializeResult(
         asset_key=node.key,
         data_version=dg.DataVersion(artifact.fingerprint),

@@ -24,10 +24,22 @@ MODELS = ("base_phase", "climb", "student", "consolidation")
 
 
 class TrackedRun:
-    """What is said about one materialisation."""
+    """What is said about one materialisation.
+
+    `went_on` says whether a run before this one began it, and did not see its end.
+    """
 
     def __init__(self, log: RunLog, link: str, inputs: list[dict[str, Any]]) -> None:
         self._log, self.link, self._inputs = log, link, inputs
+        self.went_on = log.unfinished
+        self.attempts = 0
+
+    def attempted(self, count: int) -> None:
+        """How often the stage has begun so far; from the second time on a tag of the run."""
+        if count > self.attempts:
+            self.attempts = count
+            if count > 1:
+                self._log.start({"hillclimb.attempts": str(count)}, {})
 
     def metrics(self, payload: dict[str, Any]) -> None:
         """A stage's numbers at a step."""
@@ -57,20 +69,36 @@ def run(
     name: str,
     made_before: bool,
 ) -> Iterator[TrackedRun]:
-    """Record the start, and the end when it is not a good one."""
+    """Record the start, and the end when it is not a good one.
+
+    An orchestrator that goes while its stage goes on, and a stage that is tried again, leave the
+    record open: whoever comes next writes on in it.
+    """
     key = RunKey(plan.experiment.name, name, plan.fingerprints[name])
     log = tracking.open(key)
-    log.start(_tags(context, plan, name, made_before), _flat(plan.specs[name].config))
+    elsewhere = made_before and not log.unfinished
+    log.start(_tags(context, plan, name, elsewhere), _flat(plan.specs[name].config))
     tracking.wake()
     tracked = TrackedRun(log, tracking.link(key), _inputs(plan, workspace, name))
     try:
         yield tracked
     except DagsterExecutionInterruptedError:
-        tracked.failed("KILLED", "stopped before its end")
+        if cancelled(context):
+            tracked.failed("KILLED", "stopped before its end")
         raise
-    except dg.Failure as error:
-        tracked.failed("FAILED", error.description or "")
+    except dg.RetryRequested:
         raise
+    except Exception as error:
+        told = error.description if isinstance(error, dg.Failure) else str(error)
+        tracked.failed("FAILED", told or type(error).__name__)
+        raise
+
+
+def cancelled(context: dg.AssetExecutionContext) -> bool:
+    """Whether a person asked for the end, rather than the machine being taken away."""
+    run = context.instance.get_run_by_id(context.run_id)
+    asked = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    return run is not None and run.status in asked
 
 
 def _inputs(plan: Plan, workspace: Workspace, name: str) -> list[dict[str, Any]]:

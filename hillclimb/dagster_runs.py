@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 
 import dagster as dg
 import yaml
@@ -111,12 +112,24 @@ class Runs:
             asset_selection=keys,
             run_config=_QUIET,
             tags={PARTITION_NAME_TAG: experiment, PROCESS_TAG: _process(os.getpid())},
-            remote_job_origin=_origin(self._job.name),
+            remote_job_origin=origin(self._job.name),
         )
         result = execute_run(InMemoryJob(subset), run, self.instance)
         ended = self.instance.get_run_by_id(run.run_id)
         cancelled = ended is not None and ended.status is dg.DagsterRunStatus.CANCELED
         return RunResult(run.run_id, result.success, cancelled, _reason(result.all_events))
+
+    def cancel(self) -> list[str]:
+        """Note that this process's runs are to end; the stages of those not noted before.
+
+        A run that has not begun yet is noted by a later call.
+        """
+        mine = {PROCESS_TAG: _process(os.getpid())}
+        begun = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags=mine)
+        found = self.instance.get_runs(begun)
+        for run in found:
+            self.instance.report_run_canceling(run)
+        return sorted("/".join(key.path) for run in found for key in run.asset_selection or ())
 
     def materialised(self, experiment: str, name: str) -> str | None:
         """The data version that a partition has, if its checks passed; None for nothing."""
@@ -126,11 +139,12 @@ class Runs:
         return (event.tags or {}).get(_VERSION)
 
     def bury_the_dead(self) -> None:
-        """End the runs of processes that are gone, and give back what they held."""
+        """End the runs of this machine's processes that are gone, and give back what they held."""
         alive = dg.RunsFilter(statuses=list(_UNFINISHED))
         for run in self.instance.get_runs(alive):
             process = run.tags.get(PROCESS_TAG)
-            if process is not None and _process(int(process.split("@")[0])) != process:
+            pid, _, host = (process or "").partition("@")
+            if host.startswith(f"{gethostname()}@") and _process(int(pid)) != process:
                 self.instance.report_run_failed(run, "the process that ran it is gone")
                 self.instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
@@ -149,10 +163,11 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def _process(pid: int) -> str:
-    return f"{pid}@{started(pid)}"
+    """A process as no other one is called, on any machine that shares the database."""
+    return f"{pid}@{gethostname()}@{started(pid)}"
 
 
-def _origin(job: str) -> RemoteJobOrigin:
+def origin(job: str) -> RemoteJobOrigin:
     """Where the UI finds the job again, so that it can run it once more."""
     target = LoadableTargetOrigin(module_name="hillclimb.definitions")
     location = ManagedGrpcPythonEnvCodeLocationOrigin(target, LOCATION)

@@ -125,13 +125,18 @@ class Plan:
         Raises:
             MissingInputs: naming the stages to make first.
         """
-        spec = self.spec(name)
-        missing = [n for n in spec.inputs.values() if not store.find(n, self.fingerprints[n])]
+        inputs = self.spec(name).inputs.values()
+        missing = [n for n in inputs if not store.find(n, self.fingerprints[n])]
         if missing:
             raise MissingInputs(
                 f"{name} is made from {', '.join(sorted(set(missing)))}, which "
                 f"{self.experiment.name} does not have yet: make that first"
             )
+        return self.draft(name, store)
+
+    def draft(self, name: str, store: Store) -> Request:
+        """What the stage's process will be told once its inputs are made."""
+        spec = self.spec(name)
         return Request(
             name=name,
             kind=spec.kind,

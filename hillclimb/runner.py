@@ -12,14 +12,16 @@ from typing import Any, Literal
 from hillclimb.artifacts import Store
 from hillclimb.dagster_runs import RunResult, Runs
 from hillclimb.experiments import Experiment, Plan
-from hillclimb.launcher import Handle, LocalLauncher
+from hillclimb.launcher import Handle, Launcher
 from hillclimb.recipe.graph import upstream
-from hillclimb.resources.launching import local_launcher
+from hillclimb.resources.launching import cluster_launcher, local_launcher
 from hillclimb.resources.tracking import sender
 from hillclimb.self_distillation import decide, gate
 from hillclimb.tracking import Status
 
 _BEAT = 0.2
+_BURY_EVERY = 20.0
+_SETTLED = 5.0
 _TRACKING_PATIENCE = 20.0
 
 
@@ -100,13 +102,16 @@ def _remove(store: Store, plan: Plan, names: Iterable[str]) -> None:
 
 @dataclass
 class _Running:
-    """A stage at work, and how far its messages have been read."""
+    """A stage at work, how far its messages have been read, what it waits for and since when."""
 
     name: str
     began: float
     weight: int
     handle: Handle | None = None
     offset: int = 0
+    seen: str = ""
+    since: float = 0.0
+    told: str = ""
 
 
 class _Climb:
@@ -116,10 +121,14 @@ class _Climb:
         self, root: Path, plan: Plan, store: Store, on_event: Callable[[Event], None]
     ) -> None:
         self._plan, self._store, self._tell = plan, store, on_event
-        self._launcher: LocalLauncher = local_launcher(str(root))
+        cluster = cluster_launcher(plan.recipe.compute)
+        self._launcher: Launcher = cluster or local_launcher(str(root))
+        self._elsewhere = cluster is not None
         self._runs = Runs(root)
         self._slots = plan.recipe.compute.parallel_stages
         self._running: dict[Future[RunResult], _Running] = {}
+        self._next_burial = time.monotonic() + _BURY_EVERY
+        self._asked_again: list[str] = []
         self.summary = Summary(plan.experiment.name)
 
     def run(self, names: list[str]) -> None:
@@ -131,6 +140,8 @@ class _Climb:
         with ThreadPoolExecutor(max_workers=max(1, self._slots)) as pool:
             while waiting or self._running:
                 try:
+                    if self.summary.cancelled:
+                        self._end_running()
                     self._start_ready(pool, waiting)
                     if not self._running:
                         break
@@ -167,7 +178,7 @@ class _Climb:
         done = {*self.summary.skipped, *self.summary.made}
         for name in list(waiting):
             spec = self._plan.specs[name]
-            weight = min(self._slots, max(1, spec.ranks))
+            weight = 1 if self._elsewhere else min(self._slots, max(1, spec.ranks))
             used = sum(work.weight for work in self._running.values())
             if used + weight > self._slots or not done.issuperset(spec.inputs.values()):
                 continue
@@ -194,6 +205,9 @@ class _Climb:
 
     def _attend(self) -> None:
         ended, _ = wait(self._running, timeout=_BEAT, return_when=FIRST_COMPLETED)
+        if time.monotonic() > self._next_burial:  # another call may have died meanwhile
+            self._runs.bury_the_dead()
+            self._next_burial = time.monotonic() + _BURY_EVERY
         for work in self._running.values():
             self._listen(work)
         for future in ended:
@@ -205,10 +219,22 @@ class _Climb:
             work.handle, work.offset = handle, 0
         if handle is None:
             return
+        if self._elsewhere:
+            self._watch(work, handle)
         messages, work.offset = self._launcher.messages(handle, work.offset)
         for message in messages:
             if message["method"] == "report_custom_message":
                 self._pass_on(work.name, message["params"]["payload"])
+
+    def _watch(self, work: _Running, handle: Handle) -> None:
+        """Tell what keeps a stage on a cluster, once that has lasted a while, and its end."""
+        outcome, now = self._launcher.poll(handle), time.monotonic()
+        seen = f"{outcome.state.value}: {outcome.reason}" if outcome.reason else ""
+        if seen != work.seen:
+            work.seen, work.since = seen, now
+        if seen != work.told and now - work.since > _SETTLED and not outcome.ended:
+            work.told = seen
+            self._tell(Event("note", work.name, seen or "it has a place"))
 
     def _pass_on(self, name: str, payload: dict[str, Any]) -> None:
         kind = payload["type"]
@@ -241,14 +267,23 @@ class _Climb:
             self._tell(Event("failed", work.name, result.reason))
 
     def _cancel(self, waiting: list[str]) -> None:
-        """End what runs. Nothing new is started."""
+        """Begin to end what runs. Nothing new is started. Asked again, try again."""
+        if self.summary.cancelled:
+            self._asked_again = [work.name for work in self._running.values()]
         self.summary.cancelled = True
         waiting.clear()
         self._tell(Event("note", "", "stopping the running stages; a new call goes on from here"))
-        for work in self._running.values():
-            handle = self._launcher.find(work.name, self._plan.fingerprints[work.name])
-            if handle is not None:
-                self._launcher.cancel(handle)
+
+    def _end_running(self) -> None:
+        """End the stages of runs that have begun; one that is being launched ends its own."""
+        names, self._asked_again = [*self._asked_again, *self._runs.cancel()], []
+        for name in names:
+            handle = self._launcher.find(name, self._plan.fingerprints[name])
+            try:
+                if handle is not None:
+                    self._launcher.cancel(handle)
+            except RuntimeError as error:
+                self._tell(Event("note", name, str(error)))
 
     def _why_blocked(self, name: str) -> str:
         lacking = [n for n in self._plan.specs[name].inputs.values() if n not in self._done()]

@@ -8,10 +8,13 @@ import dagster as dg
 from hillclimb.assets import EXPERIMENTS, recipe_events
 from hillclimb.experiments import Experiment, Plan, names
 from hillclimb.recipe.climb import SPECIALISTS
+from hillclimb.recipe.errors import RecipeError
 from hillclimb.resources import Workspace
 from hillclimb.self_distillation import decide, next_round
 
 NIGHTLY = "smoke"
+BROKEN = (LookupError, ValueError, RecipeError)
+"""What an experiment raises that is not there, or whose recipe is wrong."""
 
 automation = dg.AutomationConditionSensorDefinition(
     "changed_versions",
@@ -36,7 +39,7 @@ def self_distillation(
     for partition in sorted(context.instance.get_dynamic_partitions(EXPERIMENTS.name or "")):
         try:
             plan = workspace.plan(partition)
-        except (LookupError, ValueError) as error:
+        except BROKEN as error:
             said.append(str(error))
             continue
         for request in _rounds(plan, workspace):
@@ -84,7 +87,7 @@ def recipe_changes(
     for name in names(workspace.path):
         try:
             events += recipe_events(workspace.plan(name), known.setdefault(name, {}))
-        except (LookupError, ValueError) as error:
+        except BROKEN as error:
             broken.append(f"{name}: {error}")
     if not events and not fresh:
         return dg.SkipReason("; ".join(broken) or "no recipe has changed")

@@ -17,6 +17,7 @@ from hillclimb.cli.options import ROOT
 from hillclimb.cli.preflight import preflight
 from hillclimb.experiments import Experiment, names
 from hillclimb.recipe.graph import upstream
+from hillclimb.resources.launching import on_cluster
 from hillclimb.runner import Summary, climb
 from hillclimb.scaling.plan import plan_recipe
 
@@ -52,6 +53,26 @@ def make(
     if not summary.complete:
         raise Failure(_unfinished(summary.failed, summary.blocked, folder), Exit.WRONG)
     _show_result(console, root, experiment)
+
+
+def register(
+    console: Console,
+    root: str,
+    recipe: str,
+    seed: int,
+    label: str | None,
+    overrides: Sequence[str],
+) -> None:
+    """Write the experiment down and print its name.
+
+    Raises:
+        RecipeError: if the recipe or an override is wrong.
+        Failure: for a remote root, or overrides without a name.
+    """
+    folder = require_local(root, "register")
+    experiment = choose(root, recipe, seed, label, overrides)
+    experiment.save(folder)
+    console.print(experiment.name, markup=False)
 
 
 def choose(
@@ -112,8 +133,9 @@ def _run(
 def _unfinished(failed: dict[str, str], blocked: dict[str, str], root: Path) -> str:
     lines = [f"{name} failed: {reason}" for name, reason in failed.items()]
     lines += [f"{name} was not made: {reason}" for name, reason in blocked.items()]
-    where = f"logs are under {root}/runs/STAGE/*/attempt-*/log.txt"
-    return "\n".join([*lines, f"{where}; `hillclimb climb` goes on from here"])
+    if not on_cluster():
+        lines.append(f"logs are under {root}/runs/STAGE/*/attempt-*/log.txt")
+    return "\n".join([*lines, "`hillclimb climb` goes on from here"])
 
 
 def _show_result(console: Console, root: str, experiment: Experiment) -> None:

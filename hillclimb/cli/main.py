@@ -63,15 +63,24 @@ def plan(
     seed: Seed = SEED,
     sets: Sets = None,
     ladder: Annotated[bool, typer.Option("--ladder", help="Print the scaling ladder.")] = False,
+    kubernetes: Annotated[
+        bool,
+        typer.Option(
+            "--kubernetes",
+            help="Print the manifest of every stage as YAML; what they ask for goes to stderr.",
+        ),
+    ] = False,
 ) -> None:
     """Show the resolved recipe, the graph, and what every stage takes.
 
     Nothing is made. A recipe whose stages do not fit the memory of its accelerators is refused,
-    with the field to change.
+    with the field to change. With --kubernetes, so is one whose stages the recipe's cluster could
+    never run.
 
     [dim]$[/] hillclimb plan --recipe mai-thinking-1
     [dim]$[/] hillclimb plan --set model.layers=12 --set base.phase_16k.tokens=20e6
     [dim]$[/] hillclimb plan --ladder
+    [dim]$[/] hillclimb plan --recipe mai-thinking-1 --kubernetes > manifests.yaml
     """
     from hillclimb.cli import plan as view
     from hillclimb.cli.experiments import resolve
@@ -82,6 +91,11 @@ def plan(
         return
     target = resolve(root, recipe, seed, sets or ())
     planned = plan_recipe(target.recipe, target.seed)
+    if kubernetes:
+        from hillclimb.cli import plan_kubernetes
+
+        plan_kubernetes.show(err, planned, target)
+        return
     view.show(out, planned, target.seed)
     planned.require_fit()
 
@@ -119,6 +133,29 @@ def climb(
     from hillclimb.cli import climb as view
 
     view.make(out, root, recipe, seed, select, experiment, sets or ())
+
+
+@app.command()
+def register(
+    root: Root = ROOT,
+    recipe: RecipeName = RECIPE,
+    seed: Seed = SEED,
+    experiment: Annotated[
+        str | None,
+        typer.Option("--experiment", metavar="NAME", help="Name a changed recipe."),
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Write an experiment down, for Dagster to show and launch as a partition; nothing is made.
+
+    Prints its name. A recipe file must stay where it is, and be there for Dagster too.
+
+    [dim]$[/] hillclimb register --recipe toy --seed 1
+    [dim]$[/] hillclimb register --experiment cluster --set "compute.kubernetes=$(cat cluster.yaml)"
+    """
+    from hillclimb.cli import climb as view
+
+    view.register(out, root, recipe, seed, experiment, sets or ())
 
 
 @app.command()

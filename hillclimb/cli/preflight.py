@@ -13,6 +13,7 @@ import fsspec
 from hillclimb.cli import words
 from hillclimb.cli.failures import Exit, Failure
 from hillclimb.environments.sandbox import SandboxUnavailable, check_sandbox
+from hillclimb.resources.launching import on_cluster
 from hillclimb.scaling.plan import Plan
 
 Say = Callable[[str], None]
@@ -21,7 +22,7 @@ _INSTALL = ("apt-get", "install", "-y", "--no-install-recommends", "bubblewrap",
 
 
 def preflight(root: str, plan: Plan, say: Say) -> None:
-    """Refuse now what would fail later.
+    """Refuse now what would fail later. On a cluster the sandboxes are elsewhere.
 
     Raises:
         PlanError: if a stage does not fit its accelerator.
@@ -29,7 +30,8 @@ def preflight(root: str, plan: Plan, say: Say) -> None:
     """
     plan.require_fit()
     require_room(root, plan)
-    require_sandbox(say)
+    if not on_cluster():
+        require_sandbox(say)
 
 
 def require_room(root: str, plan: Plan) -> None:

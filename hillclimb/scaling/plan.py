@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -121,11 +121,12 @@ def plan_recipe(recipe: Recipe, seed: int = 0) -> Plan:
     parameters = count_parameters(recipe.model, recipe.tokenizer.vocab_size)
     stages = [_stage_plan(recipe, spec, specs, parameters) for spec in specs.values()]
     misfits = [misfit for stage in stages for misfit in _misfit(recipe, stage)]
-    return Plan(recipe, parameters, tuple(stages), tuple(misfits), _longest_chain(specs, stages))
+    chain_hours = longest_chain(specs, {stage.name: stage.hours for stage in stages})
+    return Plan(recipe, parameters, tuple(stages), tuple(misfits), chain_hours)
 
 
-def _longest_chain(specs: dict[str, StageSpec], stages: list[StagePlan]) -> float:
-    hours = {stage.name: stage.hours for stage in stages}
+def longest_chain(specs: dict[str, StageSpec], hours: Mapping[str, float]) -> float:
+    """Hours of the chain of stages that takes longest, however many run beside it."""
 
     @cache
     def until(name: str) -> float:

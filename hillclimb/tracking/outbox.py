@@ -40,13 +40,16 @@ def default_uri(root: Path) -> str:
 
 
 class RunLog:
-    """Writes the records of one run. Steps that the file already has are not written again."""
+    """Writes the records of one run. Steps that the file already has are not written again.
+
+    `unfinished` says whether the run was begun before, and never came to a good end.
+    """
 
     def __init__(self, path: Path, key: RunKey) -> None:
         self._path, self._key = path, key
-        self._last_step = max(
-            (r["step"] for r in read_records(path, 0)[0] if "step" in r), default=-1
-        )
+        known = read_records(path, 0)[0]
+        self._last_step = max((r["step"] for r in known if "step" in r), default=-1)
+        self.unfinished = bool(known) and not any(r.get("status") == "FINISHED" for r in known)
 
     def start(self, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
         """The run begins, or goes on."""

@@ -5,41 +5,32 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from dagster_servers import serving, until
+from machines import hillclimb, identity_bearing, require_same_bytes
 
 from hillclimb.artifacts import Store
+from hillclimb.artifacts.store import MANIFEST
 from hillclimb.experiments import Experiment, Plan
-from hillclimb.launcher import LocalLauncher, State, records
+from hillclimb.launcher import Handle, LocalLauncher, State, records
 from hillclimb.recipe.graph import checkpoints, identify, stage_specs
 from hillclimb.recipe.load import load_recipe
+from hillclimb.stages.request import Request
 
 pytestmark = [pytest.mark.e2e("makes whole machines"), pytest.mark.timeout(1500)]
 WORKSPACE = Path(__file__).parents[2] / "workspace.yaml"
-COMMAND = Path(sys.executable).parent / "hillclimb"
-
-
-def hillclimb(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(COMMAND), *words, "--root", str(root), "--recipe", "smoke"],
-        capture_output=True, text=True, check=False, timeout=1200,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root in which `hillclimb climb` made the smoke recipe."""
-    folder = tmp_path_factory.mktemp("machine") / "root"
-    done = hillclimb(folder, "climb")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
+def root(local_machine: Path) -> Path:
+    """The machine that `hillclimb climb` made."""
+    return local_machine
 
 
 def test_every_stage_is_made_and_a_second_call_makes_none(root: Path) -> None:
@@ -133,50 +124,51 @@ def test_an_ablation_makes_what_follows_from_its_change_and_shares_the_rest(root
 
 
 def test_stages_killed_at_random_end_with_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    """Every stage is killed once, somewhere in its time, and asked for again, in another root."""
+    """Every stage is killed once, somewhere before its commit, and asked for again."""
     plan = Experiment.make("smoke", 0).plan()
     first, other, rng = Store(str(root)), Store(str(tmp_path / "other")), random.Random(20261123)
     launcher = LocalLauncher(tmp_path / "runs")
-    killed = 0
     try:
         for name in plan.specs:
             request = plan.request(name, other)
-            handle = launcher.submit(request)
-            time.sleep(rng.uniform(0.05, 0.8) * seconds_of(first, name, plan.fingerprints[name]))
-            pid = records.alive(Path(handle.where))
-            if pid is not None:
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-            ended(launcher, handle)
-            handle = launcher.submit(request)
-            assert ended(launcher, handle) in (State.DONE,), name
+            made = first.find(name, plan.fingerprints[name])
+            assert made is not None
+            kill_once(launcher, request, float(made.manifest.run["seconds"]), rng)
+            assert ended(launcher, launcher.submit(request)) is State.DONE, name
     finally:
         launcher.close()
-    assert killed >= len(plan.specs) // 2
-    for name, fingerprint in plan.fingerprints.items():
-        one, two = first.find(name, fingerprint), other.find(name, fingerprint)
-        assert one is not None
-        assert two is not None
-        for path, digest in identity_bearing(one).items():
-            assert identity_bearing(two)[path] == digest, f"{name}/{path}"
+    require_same_bytes(plan, first, other)
 
 
-def seconds_of(store: Store, name: str, fingerprint: str) -> float:
-    """How long a stage took in its own process."""
-    artifact = store.find(name, fingerprint)
-    assert artifact is not None
-    return float(artifact.manifest.run["seconds"])
+def kill_once(
+    launcher: LocalLauncher, request: Request, seconds: float, rng: random.Random
+) -> None:
+    """SIGKILL after a random part of the seconds that the stage took, of ever fewer where it was
+    too quick: then what it made is removed."""
+    for _ in range(20):
+        handle = launcher.submit(request)
+        run = Path(handle.where)
+        wait_for((run / "messages.jsonl").exists)
+        time.sleep(rng.uniform(0.0, 0.8) * seconds)
+        if pid := records.alive(run):
+            os.kill(pid, signal.SIGKILL)
+        ended(launcher, handle)
+        if not (Path(request.output) / MANIFEST).exists():
+            assert records.read_json(run / "exit.json") == {"code": -signal.SIGKILL}
+            return
+        shutil.rmtree(request.output)
+        seconds /= 2
+    raise AssertionError(f"{request.name} always ended before it could be killed")
 
 
-def ended(launcher: LocalLauncher, handle) -> State:  # type: ignore[no-untyped-def]
+def ended(launcher: LocalLauncher, handle: Handle) -> State:
+    """How the attempt ended."""
+    wait_for(lambda: launcher.poll(handle).ended)
+    return launcher.poll(handle).state
+
+
+def wait_for(probe: Callable[[], bool]) -> None:
     until = time.monotonic() + 300
-    while not (outcome := launcher.poll(handle)).ended:
-        assert time.monotonic() < until, "the stage does not end"
-        time.sleep(0.02)
-    return outcome.state
-
-
-def identity_bearing(artifact) -> dict[str, str]:  # type: ignore[no-untyped-def]
-    """Digests of files that hold no timings."""
-    timed = ("metrics.jsonl", "MODEL_CARD.md", "card.json")
-    return {f.path: f.sha256 for f in artifact.manifest.files if f.path not in timed}
+    while not probe():
+        assert time.monotonic() < until, "the stage does not begin or end"
+        time.sleep(0.005)

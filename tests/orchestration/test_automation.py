@@ -112,9 +112,16 @@ def test_the_sensor_asks_only_for_what_is_left(tmp_path: Path) -> None:
     assert "agentic/round_0/climb has not ended" in tick.skip_message
 
 
-def test_the_sensor_survives_a_broken_experiment(tmp_path: Path) -> None:
-    tick = _evaluate(tmp_path, ["nobody-knows"])
+def test_the_sensors_survive_a_broken_experiment(tmp_path: Path) -> None:
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text("name: broken\n")
+    Experiment(name="broken", recipe=str(recipe)).save(tmp_path)
+    of = experiment()
+    of.save(tmp_path)
+    tick = _evaluate(tmp_path, ["nobody-knows", "broken"])
     assert "there is no experiment nobody-knows" in tick.skip_message
+    assert "broken.yaml has" in tick.skip_message
+    assert len(_told(tmp_path, None).asset_events) == 2 * len(of.plan().specs)
 
 
 class _Graph:

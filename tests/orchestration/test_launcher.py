@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from hillclimb.artifacts import Artifact
+from hillclimb.artifacts.fingerprint import code_version
 from hillclimb.launcher import Handle, LocalLauncher, Outcome, State, records
+from hillclimb.recipe.graph import CODE
 from hillclimb.stages.request import Request
 
 HERE = Path(__file__).parent
@@ -238,7 +240,9 @@ def test_a_stage_outlives_a_killed_orchestrator(tmp_path: Path) -> None:
 
 def test_without_forking_a_fresh_interpreter_makes_it(tmp_path: Path) -> None:
     launcher = LocalLauncher(tmp_path / "runs", TOYS, fork=False)
-    request = toy(tmp_path, "a").model_copy(update={"kind": "ai_text_detector"})
+    code = code_version(CODE["ai_text_detector"])
+    changed = {"kind": "ai_text_detector", "code_version": code}
+    request = toy(tmp_path, "a").model_copy(update=changed)
     handle = launcher.submit(request)
     assert wait(launcher, handle).state is State.DONE
     assert Artifact(request.output).manifest.kind == "ai_text_detector"

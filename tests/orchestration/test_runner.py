@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import dagster as dg
@@ -19,10 +20,11 @@ from dagster._core.loader import LoadingContextForTest
 from slow_climb import HERE, OVERRIDES, experiment, with_slow_problems
 
 from hillclimb import runner
-from hillclimb.dagster_runs import Runs, home
+from hillclimb.dagster_runs import PROCESS_TAG, Runs, home
 from hillclimb.definitions import build
 from hillclimb.experiments import Experiment, NotInExperiment
 from hillclimb.launcher import records
+from hillclimb.launcher.records import started
 from hillclimb.resources import launching
 from hillclimb.runner import Event, Summary, climb
 from hillclimb.tracking import Outbox
@@ -269,3 +271,22 @@ def test_ctrl_c_ends_the_stages_and_the_next_call_goes_on(tmp_path: Path) -> Non
     assert json.loads(output)["complete"]
     beats = [r["step"] for r in records_of(tmp_path, "metrics")]
     assert beats == sorted(set(beats))
+
+
+def test_what_a_dead_process_held_is_given_back(tmp_path: Path) -> None:
+    """Its run is failed and its place in the pool is free; a living one keeps both."""
+    runs = Runs(tmp_path)
+    slots = runs.instance.event_log_storage
+    slots.initialize_concurrency_limit_to_default("gpu")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    held = {}
+    for pid, began in ((dead.pid, "0"), (os.getpid(), started(os.getpid()))):
+        tags = {PROCESS_TAG: f"{pid}@{gethostname()}@{began}"}
+        held[pid] = runs.instance.create_run_for_job(runs._job, tags=tags).run_id
+        slots.claim_concurrency_slot("gpu", held[pid], "stage")
+    runs.bury_the_dead()
+    assert slots.get_concurrency_info("gpu").active_run_ids == {held[os.getpid()]}
+    ended = runs.instance.get_run_by_id(held[dead.pid])
+    assert ended is not None
+    assert ended.status is dg.DagsterRunStatus.FAILURE
