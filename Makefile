@@ -3,13 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: climb test ui lint clean
+.PHONY: climb test ui lint k8s-render clean
 
 climb: $(STAMP) ## make the toy machine from raw documents to the final model
 	$(BIN)/hillclimb climb
 
 test: $(STAMP) ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 ui: $(STAMP) ## Dagster and MLflow on loopback
 	$(BIN)/hillclimb ui
@@ -18,6 +18,9 @@ lint: $(STAMP) ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+k8s-render: $(STAMP) ## every overlay under k8s/, rendered into build/k8s and held against schemas
+	$(BIN)/python tests/kubernetes/render_overlays.py build/k8s
 
 $(STAMP): requirements/cpu.txt pyproject.toml
 	./scripts/install_system.sh
