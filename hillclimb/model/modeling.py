@@ -13,6 +13,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from hillclimb.model.configuration import MaiConfig
+from hillclimb.model.fast import FastInputs, fast_layer
+from hillclimb.model.linear_cross_entropy import linear_cross_entropy
 from hillclimb.model.moe import LatentMoE, SwiGLU
 
 
@@ -129,8 +131,12 @@ class DecoderLayer(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, inputs: AttentionInputs | FastInputs, cache: KVCache | None
+    ) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
+        if isinstance(inputs, FastInputs):
+            return fast_layer(self, x_BTD, inputs)
         attended = self.attention(self.attention_in(x_BTD), inputs, cache)
         x_BTD = x_BTD + self.dropout(self.attention_out(attended))
         return x_BTD + self.dropout(self.ffn_out(self.ffn(self.ffn_in(x_BTD))))
@@ -196,6 +202,8 @@ class MaiForCausalLM(PreTrainedModel):
     ) -> Tensor:
         """Final hidden states (B, T, D) of tokens (B, T).
 
+        On a GPU, tokens without a cache take the fast path, whose products are in BF16.
+
         Args:
             input_ids: tokens.
             segments: (B, T) document numbers of a packed sequence; tokens see their own only.
@@ -203,8 +211,12 @@ class MaiForCausalLM(PreTrainedModel):
             starts: (B,) first real column of left-padded rows (with a cache).
         """
         past = cache.length if cache is not None else 0
-        inputs = self._attention_inputs(input_ids, past, segments, starts)
+        inputs: AttentionInputs | FastInputs
         x = self.embed(input_ids)
+        if input_ids.is_cuda and cache is None:
+            inputs, x = FastInputs.of(input_ids, segments, self.config), x.float()
+        else:
+            inputs = self._attention_inputs(input_ids, past, segments, starts)
         for layer in self.layers:
             x = layer(x, inputs, cache)
         if cache is not None:
@@ -214,6 +226,22 @@ class MaiForCausalLM(PreTrainedModel):
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Output logits in FP32."""
         return F.linear(hidden_BTD.float(), self.embed.weight.float())
+
+    def losses(
+        self, input_ids: Tensor, segments: Tensor | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The summed NLL of labels (B, T), -100 = ignored, and each token's (B*T,) in FP32.
+
+        Only the sum has a graph on a GPU, where the logits are never held whole.
+        """
+        hidden = self.hidden(input_ids, segments)
+        if input_ids.is_cuda:
+            states = hidden.flatten(0, 1).to(torch.bfloat16)
+            return linear_cross_entropy(states, self.embed.weight, labels.flatten())
+        nll = F.cross_entropy(
+            self.logits(hidden).flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
+        )
+        return nll.sum(), nll
 
     def forward(  # type: ignore[override]
         self,

@@ -42,10 +42,10 @@ class RouterLoad:
             mean_LE: mean router probabilities, with their graph.
             chosen_LE: how many tokens chose each expert on this rank.
         """
-        chosen = chosen_LE.detach().to("cpu", torch.float64)
+        chosen = chosen_LE.detach().double()
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(chosen)
-        self.counts_LE += chosen
+        self.counts_LE = self.counts_LE.to(chosen.device) + chosen
         return mean_LE.shape[1] * (self.shares().to(mean_LE) * mean_LE).sum(1).mean()
 
     def shares(self) -> Tensor:

@@ -113,13 +113,10 @@ class Pretrainer:
         return TokenBatch(tokens[:, :-1], segments[:, :-1], labels, sources[:, 1:])
 
     def _loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(batch.inputs, segments=batch.segments).logits
-        nll = F.cross_entropy(
-            logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="none"
-        )
-        by_source = torch.zeros(len(self.names)).index_add(0, batch.sources.flatten(), nll.detach())
+        total, nll = model.losses(batch.inputs, batch.segments, batch.labels)
+        sources = torch.zeros(len(self.names), device=nll.device)
+        by_source = sources.index_add(0, batch.sources.flatten(), nll.detach())
         counts = torch.bincount(batch.sources.flatten(), minlength=len(self.names)).double()
-        total = nll.sum()
         sums = {"nll": total, "source_nll": by_source, "source_tokens": counts}
         return total / (self.rows * self.length), sums
 

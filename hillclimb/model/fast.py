@@ -1,0 +1,159 @@
+"""The decoder on a GPU: the same model, in fewer and larger kernels.
+
+BF16 products with weights cast where they are used; FP32 for the residual stream, norms, router,
+softmaxes, the sum over experts and the loss (report §2.8). Each sublayer is one compiled function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from hillclimb.model.block_masks import attention_blocks
+from hillclimb.model.configuration import MaiConfig
+from hillclimb.model.experts import mix_experts
+from hillclimb.model.moe import LatentMoE
+
+if TYPE_CHECKING:
+    from hillclimb.model.modeling import DecoderLayer
+
+KEPT_IN_FP32 = ("embed.weight", "router.weight")
+
+
+def keep_weights_in_bf16(model: nn.Module) -> None:
+    """Hold matrices in BF16, so that no step casts them; embedding, router and norms stay FP32.
+
+    For training, the FP32 master weights are then the optimizer's.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and not name.endswith(KEPT_IN_FP32):
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class FastInputs:
+    """What all layers of one forward share.
+
+    Attributes:
+        local: where a local layer may look.
+        full: the same for global layers.
+        rotary: cosines and sines of local layers, (T, head_dim/2) each.
+    """
+
+    local: BlockMask
+    full: BlockMask
+    rotary: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, ids_BT: Tensor, segments_BT: Tensor | None, config: MaiConfig) -> FastInputs:
+        """Masks of packed documents, or of one document a row."""
+        segments = torch.zeros_like(ids_BT) if segments_BT is None else segments_BT
+        half, device = config.head_dim // 2, ids_BT.device
+        rate = config.rope_theta ** (-torch.arange(half, device=device) / half)
+        angle = torch.arange(ids_BT.shape[1], device=device)[:, None].float() * rate[None, :]
+        return cls(
+            attention_blocks(segments, config.sliding_window),
+            attention_blocks(segments, None),
+            (angle.cos(), angle.sin()),
+        )
+
+
+def fast_layer(layer: DecoderLayer, x_BTD: Tensor, inputs: FastInputs) -> Tensor:
+    """One decoder layer over FP32 states; does what `DecoderLayer.forward` does."""
+    attention, ffn, eps = layer.attention, layer.ffn, layer.ffn_in.eps
+    dropout = layer.dropout.p if layer.training else 0.0
+    x_BTD = _compiled(_attention)(
+        x_BTD, layer.attention_in.weight, attention.qkv.weight, attention.q_norm.weight,
+        attention.k_norm.weight, attention.out.weight, layer.attention_out.weight,
+        inputs.local if attention.local else inputs.full,
+        inputs.rotary if attention.local else None,
+        attention.heads, attention.kv_heads, eps, dropout,
+    )  # fmt: skip
+    if isinstance(ffn, LatentMoE):
+        x_BTD, mean_E, chosen_E = _compiled(_latent_moe)(
+            x_BTD, layer.ffn_in.weight, ffn.router.weight, ffn.latent_down.weight,
+            ffn.gate_up_EFW, ffn.down_EWH, ffn.latent_up.weight, layer.ffn_out.weight,
+            ffn.top_k, eps, dropout,
+        )  # fmt: skip
+        if layer.training:
+            ffn.mean_E, ffn.chosen_E = mean_E, chosen_E
+        return x_BTD
+    return _compiled(_dense)(
+        x_BTD, layer.ffn_in.weight, ffn.gate_up.weight, ffn.down.weight, layer.ffn_out.weight,
+        eps, dropout,
+    )  # fmt: skip
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function, fullgraph=True)
+
+
+def _norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """RMSNorm in FP32."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * gain.float()
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight.to(x.dtype))
+
+
+def _add(x: Tensor, y: Tensor, gain: Tensor, eps: float, dropout: float) -> Tensor:
+    """x + dropout(norm(y)), in FP32."""
+    return x + F.dropout(_norm(y, gain, eps), dropout, training=dropout > 0)
+
+
+def _rotate(x_BTHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x_BTHd.chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def _attention(
+    x_BTD: Tensor, gain_in: Tensor, qkv: Tensor, gain_q: Tensor, gain_k: Tensor, out: Tensor,
+    gain_out: Tensor, mask: BlockMask, rotary: tuple[Tensor, Tensor] | None, heads: int,
+    kv_heads: int, eps: float, dropout: float,
+) -> Tensor:  # fmt: skip
+    width = gain_q.shape[0]
+    normed = _norm(x_BTD, gain_in, eps).to(torch.bfloat16)
+    states = _linear(normed, qkv).unflatten(-1, (heads + 2 * kv_heads, width))
+    q, k, v = states.split((heads, kv_heads, kv_heads), dim=2)
+    q, k = _norm(q, gain_q, eps), _norm(k, gain_k, eps)
+    if rotary is not None:
+        q, k = _rotate(q, *rotary), _rotate(k, *rotary)
+    q, k, v = (t.to(torch.bfloat16).transpose(1, 2) for t in (q, k, v))
+    y = flex_attention(q, k, v, block_mask=mask, enable_gqa=heads != kv_heads)
+    return _add(x_BTD, _linear(y.transpose(1, 2).flatten(2), out), gain_out, eps, dropout)
+
+
+def _dense(
+    x_BTD: Tensor, gain_in: Tensor, gate_up: Tensor, down: Tensor, gain_out: Tensor, eps: float,
+    dropout: float,
+) -> Tensor:  # fmt: skip
+    gate, up = _linear(_norm(x_BTD, gain_in, eps).to(torch.bfloat16), gate_up).chunk(2, dim=-1)
+    inner = (F.silu(gate.float()) * up.float()).to(torch.bfloat16)
+    return _add(x_BTD, _linear(inner, down), gain_out, eps, dropout)
+
+
+def _latent_moe(
+    x_BTD: Tensor, gain_in: Tensor, router: Tensor, latent_down: Tensor, gate_up_EFW: Tensor,
+    down_EWH: Tensor, latent_up: Tensor, gain_out: Tensor, top_k: int, eps: float, dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    normed_ND = _norm(x_BTD, gain_in, eps).flatten(0, 1)
+    probs_NE = F.softmax(F.linear(normed_ND, router.float()), dim=-1)
+    gates_NK, chosen_NK = torch.topk(probs_NE, top_k, dim=-1)
+    gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
+    latent_NW = _linear(normed_ND.to(torch.bfloat16), latent_down)
+    mixed_NW, chosen_E = mix_experts(
+        latent_NW, gates_NK, chosen_NK, gate_up_EFW.to(latent_NW.dtype),
+        down_EWH.to(latent_NW.dtype),
+    )  # fmt: skip
+    y_BTD = _linear(mixed_NW, latent_up).view(x_BTD.shape)
+    return _add(x_BTD, y_BTD, gain_out, eps, dropout), probs_NE.mean(0), chosen_E
