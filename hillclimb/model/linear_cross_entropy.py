@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -58,10 +57,9 @@ class _LinearCrossEntropy(Function):
             *(t.split(chunk) for t in (hidden_ND, labels_N, nll_N, grad_hidden)), strict=True
         ):
             logits = _matmul(hidden, head.t())
-            losses, norms = _fused(_nll, logits)(logits, labels, vocabulary)
+            losses, slope = _softmax_slope(logits, labels, vocabulary, hidden.dtype, grad)
             nll.copy_(losses)
             if grad_head is not None:
-                slope = _fused(_slope, logits)(logits, norms, labels, vocabulary, hidden.dtype)
                 torch.mm(slope, head, out=out)
                 _add_matmul(grad_head, slope.t(), hidden)
         if grad_head is not None:
@@ -81,22 +79,34 @@ class _LinearCrossEntropy(Function):
         return (grad_hidden * grad).to(grad_hidden.dtype), scaled, None, None, None
 
 
-def _nll(logits: Tensor, labels: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Losses of the rows, zero where ignored, and the logarithms of their softmax's norms."""
+def softmax_slope(
+    logits: Tensor, labels: Tensor, vocabulary: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """-log softmax[label] of every row, and softmax - one_hot; zero in rows without a label.
+
+    Args:
+        logits: (N, V + padding) FP32.
+        labels: (N,), -100 where there is none.
+        vocabulary: V; columns from there on have no part.
+        dtype: of the gradient.
+    """
     column = torch.arange(logits.shape[1], device=logits.device)
-    norms = logits.masked_fill(column >= vocabulary, -torch.inf).logsumexp(1)
+    inside = logits.masked_fill(column >= vocabulary, -torch.inf)
+    norms, void = inside.logsumexp(1), labels == IGNORED
     right = logits.gather(1, labels.clamp_min(0)[:, None])[:, 0]
-    return (norms - right).masked_fill(labels == IGNORED, 0.0), norms
+    slope = (inside - norms[:, None]).exp() - (column == labels[:, None]).float()
+    losses = (norms - right).masked_fill(void, 0.0)
+    return losses, slope.masked_fill(void[:, None], 0.0).to(dtype)
 
 
-def _slope(
-    logits: Tensor, norms: Tensor, labels: Tensor, vocabulary: int, dtype: torch.dtype
-) -> Tensor:
-    """softmax - one_hot, zero in ignored rows and padded columns."""
-    column = torch.arange(logits.shape[1], device=logits.device)
-    slope = (logits - norms[:, None]).exp() - (column == labels[:, None]).float()
-    void = (labels == IGNORED)[:, None] | (column >= vocabulary)
-    return slope.masked_fill(void, 0.0).to(dtype)
+def _softmax_slope(
+    logits: Tensor, labels: Tensor, vocabulary: int, dtype: torch.dtype, grad: bool
+) -> tuple[Tensor, Tensor]:
+    if logits.is_cuda:
+        from hillclimb.model.softmax_kernel import fused_softmax_slope
+
+        return fused_softmax_slope(logits, labels, vocabulary, dtype, grad)
+    return softmax_slope(logits, labels, vocabulary, dtype)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -110,13 +120,3 @@ def _add_matmul(total: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
     else:
         total.addmm_(a.float(), b.float())
-
-
-def _fused(function: Any, logits: Tensor) -> Any:
-    """The function, compiled into one kernel where the logits are on a GPU."""
-    return _compiled(function) if logits.is_cuda else function
-
-
-@cache
-def _compiled(function: Any) -> Any:
-    return torch.compile(function)
