@@ -35,18 +35,23 @@ from hillclimb.training.packing import TokenTable, pack
 PEAK = 989e12
 GIB = 2**30
 BALANCE = 1e-2
-Losses = Callable[[MaiForCausalLM, Tensor, Tensor, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor | None, Tensor]
+Losses = Callable[[MaiForCausalLM, Tensor, Tensor | None, Tensor], Tensor]
+INNER = 3
 GROUPS = (
-    ("attention", ("flex_attention", "triton_tem_fused")),
+    ("attention", ("flex_attention", "triton_tem_fused", "cudnn", "fmha", "flash")),
     ("experts' products", ("grouped", "GroupProblemShape", "Grouped")),
-    ("optimizer", ("adam",)),
+    ("softmax of the loss", ("_softmax_rows", "SoftMax", "softmax_warp", "nll_loss")),
     ("products", ("gemm", "nvjet", "cutlass", "xmma", "splitK", "cublas")),
     (
         "sort, top-k, gather",
         ("sort", "Sort", "topk", "TopK", "gather", "scatter", "index", "Radix"),
     ),
-    ("fused element-wise", ("triton_",)),
-    ("copies", ("Memcpy", "Memset", "copy", "CatArray", "fill")),
+    ("fused element-wise", ("triton_", "_swiglu_rows")),
+    (
+        "copies, casts and element-wise",
+        ("elementwise", "Memcpy", "Memset", "copy", "CatArray", "fill"),
+    ),
 )
 
 
@@ -97,12 +102,14 @@ def _adam() -> Any:
     return torch.compile(_update, dynamic=True)
 
 
-def ours(model: MaiForCausalLM, ids: Tensor, segments: Tensor, labels: Tensor) -> Tensor:
+def ours(model: MaiForCausalLM, ids: Tensor, segments: Tensor | None, labels: Tensor) -> Tensor:
     """The model as it is."""
     return model.losses(ids, segments, labels)[0]
 
 
-def reference(model: MaiForCausalLM, ids: Tensor, segments: Tensor, labels: Tensor) -> Tensor:
+def reference(
+    model: MaiForCausalLM, ids: Tensor, segments: Tensor | None, labels: Tensor
+) -> Tensor:
     """The path that a CPU takes: FP32, dense masks, a loop over experts, whole logits."""
     inputs = model._attention_inputs(ids, 0, segments, None)
     x = model.embed(ids)
@@ -136,7 +143,7 @@ def make_model(layers: int, experts: int, form: str, seed: int | None) -> MaiFor
     return model.train()
 
 
-def backward(model: MaiForCausalLM, losses: Losses, load: RouterLoad, batch: Any) -> Tensor:
+def backward(model: MaiForCausalLM, losses: Losses, load: RouterLoad, batch: Batch) -> Tensor:
     """Forward and backward of mean loss and balance loss; returns the mean loss."""
     moe = model.moe_layers()
     load.reset()
@@ -147,14 +154,15 @@ def backward(model: MaiForCausalLM, losses: Losses, load: RouterLoad, batch: Any
     return mean.detach()
 
 
-def random_batch(rows: int, length: int, mean_document: int | None) -> tuple[Tensor, ...]:
+def random_batch(rows: int, length: int, mean_document: int | None) -> Batch:
     """Uniform tokens; one document a row, or documents of exponential length."""
     rng = np.random.default_rng(0)
     ids = torch.from_numpy(rng.integers(0, VOCABULARY, (rows, length + 1))).cuda()
-    segments = np.zeros((rows, length), np.int64)
+    segments = None
     if mean_document is not None:
-        segments = np.cumsum(rng.random((rows, length)) < 1 / mean_document, axis=1)
-    return ids[:, :-1], torch.from_numpy(segments).cuda(), ids[:, 1:].contiguous()
+        numbers = np.cumsum(rng.random((rows, length)) < 1 / mean_document, axis=1)
+        segments = torch.from_numpy(numbers).cuda()
+    return ids[:, :-1], segments, ids[:, 1:].contiguous()
 
 
 def attended_pairs(segments: Tensor, window: int) -> tuple[float, float]:
@@ -176,7 +184,7 @@ def flops_per_token(layers: int, segments: Tensor) -> float:
     return 6 * count_parameters(model, VOCABULARY).active + 3 * attention
 
 
-def measure(form: str, batch: tuple[Tensor, ...], steps: int) -> dict[str, Any]:
+def measure(form: str, batch: Batch, steps: int) -> dict[str, Any]:
     """Time, memory and kernels of one form of the L12."""
     losses: Losses = naive_losses if form == "naive" else ours
     model = make_model(12, rung(12).experts, form, None)
@@ -194,12 +202,14 @@ def measure(form: str, batch: tuple[Tensor, ...], steps: int) -> dict[str, Any]:
         work()
         clear()
     torch.cuda.reset_peak_memory_stats()
-    times = [(_timed(work), clear())[0] for _ in range(steps)]
+    times = [_timed(lambda: (work(), clear())) for _ in range(steps)]
     peak = torch.cuda.max_memory_allocated()
     kernels = _profile(work)
     clear()
     whole, whole_peak = _steps(model, work, steps)
-    tokens, flops = batch[0].numel(), flops_per_token(12, batch[1])
+    ids, segments, _ = batch
+    segments = torch.zeros_like(ids) if segments is None else segments
+    tokens, flops = ids.numel(), flops_per_token(12, segments)
     seconds, full = statistics.median(times), statistics.median(whole) if whole else None
     return {
         "form": form, "rows": batch[0].shape[0], "length": batch[0].shape[1],
@@ -229,14 +239,16 @@ def _steps(model: MaiForCausalLM, work: Callable[[], None], steps: int) -> tuple
         return [], torch.cuda.max_memory_allocated()
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _timed(work: Callable[[], Any]) -> float:
+    """Seconds of one of a few calls in a row, as in training, where the host runs ahead."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
-    work()
+    for _ in range(INNER):
+        work()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return start.elapsed_time(end) / 1e3 / INNER
 
 
 def _profile(work: Callable[[], None]) -> list[tuple[str, float, int]]:
@@ -259,7 +271,7 @@ def grouped(kernels: list[tuple[str, float, int]]) -> dict[str, float]:
     return found
 
 
-def text_batches(length: int, steps: int) -> list[tuple[Tensor, ...]]:
+def text_batches(length: int, steps: int) -> list[Batch]:
     """Bytes of the standard library's modules, packed by document, one row a step."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     texts = [np.frombuffer(f.read_bytes()[:8000], np.uint8).astype(np.int32) for f in files]
@@ -267,7 +279,7 @@ def text_batches(length: int, steps: int) -> list[tuple[Tensor, ...]]:
     table = TokenTable(np.concatenate(texts), offsets, np.zeros(len(texts), np.int32), ("py",))
     order = np.random.default_rng(0).permutation(len(texts))
     packed = pack(table, order, length, 0)
-    batches = []
+    batches: list[Batch] = []
     for step in range(steps):
         row = step % len(packed)
         tokens = torch.from_numpy(packed.tokens[row : row + 1]).long().cuda()
@@ -346,7 +358,6 @@ def free() -> None:
 def main() -> None:
     """Measure, print, write."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rows", type=int, default=1)
     options.add_argument("--length", type=int, default=16_384)
     options.add_argument("--steps", type=int, default=10)
     options.add_argument("--train-steps", type=int, default=200)
@@ -356,8 +367,8 @@ def main() -> None:
     card = torch.cuda.get_device_name()
     print(f"{card}, torch {torch.__version__}", flush=True)
     rows: list[dict[str, Any]] = []
-    for note, mean in (("", None), (", documents", 2048)):
-        batch = random_batch(given.rows, given.length, mean)
+    for note, count, mean in (("", 1, None), (" in documents", 1, 2048), ("", 2, None)):
+        batch = random_batch(count, given.length, mean)
         for form in ("naive", "ours"):
             rows.append(measure(form, batch, given.steps) | {"note": note})
             free()

@@ -22,10 +22,11 @@ _flex = torch.compile(flex_attention)
 
 
 def naive_losses(
-    model: MaiForCausalLM, ids_BT: Tensor, segments_BT: Tensor, labels_BT: Tensor
+    model: MaiForCausalLM, ids_BT: Tensor, segments_BT: Tensor | None, labels_BT: Tensor
 ) -> Tensor:
     """The summed NLL; leaves `mean_E` and `chosen_E` in the MoE layers."""
     config, length = model.config, ids_BT.shape[1]
+    segments_BT = torch.zeros_like(ids_BT) if segments_BT is None else segments_BT
     masks = {
         True: attention_blocks(segments_BT, config.sliding_window),
         False: attention_blocks(segments_BT, None),

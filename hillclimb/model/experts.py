@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from hillclimb.model.kernels import gated_swiglu_backward
+
 
 def mix_experts(
     latent_NW: Tensor, gates_NK: Tensor, chosen_NK: Tensor, gate_up_EFW: Tensor, down_EWH: Tensor
@@ -45,23 +47,12 @@ def _activate(inner_MF: Tensor, gate_M: Tensor) -> Tensor:
     return (gate_M[:, None] * (a * a.sigmoid()) * b).to(inner_MF.dtype)
 
 
-def _activate_backward(
-    inner_MF: Tensor, gate_M: Tensor, grad_MH: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`_activate` once more, and the gradients of its two arguments."""
-    a, b = inner_MF.float().chunk(2, dim=-1)
-    grad, chance = grad_MH.float(), a.sigmoid()
-    silu = a * chance
-    scaled = gate_M[:, None] * grad
-    grad_a = scaled * b * (chance + silu * (1 - chance))
-    grad_inner = torch.cat((grad_a, scaled * silu), -1).to(inner_MF.dtype)
-    active = (gate_M[:, None] * silu * b).to(inner_MF.dtype)
-    return active, grad_inner, (grad * silu * b).sum(-1)
-
-
 def _gather_sum(rows_MW: Tensor, place_NK: Tensor) -> Tensor:
-    """For every token the sum of its rows, added in FP32."""
-    return rows_MW[place_NK].float().sum(1).to(rows_MW.dtype)
+    """For every token the sum of its rows, added in FP32, one after another."""
+    total = rows_MW[place_NK[:, 0]].float()
+    for k in range(1, place_NK.shape[1]):
+        total = total + rows_MW[place_NK[:, k]].float()
+    return total.to(rows_MW.dtype)
 
 
 class _Experts(Function):
@@ -92,7 +83,7 @@ class _Experts(Function):
         )
         grad_MW = grad_NW[token_M]
         grad_active = torch._grouped_mm(grad_MW, down_EWH, offs=ends_E)
-        active_MH, grad_inner, grad_gate_M = _activate_backward(inner_MF, gate_M, grad_active)
+        active_MH, grad_inner, grad_gate_M = gated_swiglu_backward(inner_MF, gate_M, grad_active)
         grad_down = torch._grouped_mm(grad_MW.t(), active_MH, offs=ends_E)
         grad_gate_up = torch._grouped_mm(grad_inner.t(), latent_NW[token_M], offs=ends_E)
         grad_rows = torch._grouped_mm(grad_inner, gate_up_EFW, offs=ends_E)

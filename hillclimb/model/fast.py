@@ -13,16 +13,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from hillclimb.model.block_masks import attention_blocks
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.experts import mix_experts
-from hillclimb.model.moe import LatentMoE
+from hillclimb.model.kernels import float32_linear, top_experts
+from hillclimb.model.moe import LatentMoE, SwiGLU
 
 if TYPE_CHECKING:
     from hillclimb.model.modeling import DecoderLayer
 
+ONE_DOCUMENT = [SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+TILES: Any = {
+    "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3,
+}  # fmt: skip
 KEPT_IN_FP32 = ("embed.weight", "router.weight")
 
 
@@ -42,12 +48,12 @@ class FastInputs:
 
     Attributes:
         local: where a local layer may look.
-        full: the same for global layers.
+        full: the same for global layers; None where each row is one document.
         rotary: cosines and sines of local layers, (T, head_dim/2) each.
     """
 
     local: BlockMask
-    full: BlockMask
+    full: BlockMask | None
     rotary: tuple[Tensor, Tensor]
 
     @classmethod
@@ -59,7 +65,7 @@ class FastInputs:
         angle = torch.arange(ids_BT.shape[1], device=device)[:, None].float() * rate[None, :]
         return cls(
             attention_blocks(segments, config.sliding_window),
-            attention_blocks(segments, None),
+            None if segments_BT is None else attention_blocks(segments, None),
             (angle.cos(), angle.sin()),
         )
 
@@ -75,19 +81,20 @@ def fast_layer(layer: DecoderLayer, x_BTD: Tensor, inputs: FastInputs) -> Tensor
         inputs.rotary if attention.local else None,
         attention.heads, attention.kv_heads, eps, dropout,
     )  # fmt: skip
-    if isinstance(ffn, LatentMoE):
-        x_BTD, mean_E, chosen_E = _compiled(_latent_moe)(
-            x_BTD, layer.ffn_in.weight, ffn.router.weight, ffn.latent_down.weight,
-            ffn.gate_up_EFW, ffn.down_EWH, ffn.latent_up.weight, layer.ffn_out.weight,
-            ffn.top_k, eps, dropout,
+    if isinstance(ffn, SwiGLU):
+        return _compiled(_dense)(
+            x_BTD, layer.ffn_in.weight, ffn.gate_up.weight, ffn.down.weight,
+            layer.ffn_out.weight, eps, dropout,
         )  # fmt: skip
-        if layer.training:
-            ffn.mean_E, ffn.chosen_E = mean_E, chosen_E
-        return x_BTD
-    return _compiled(_dense)(
-        x_BTD, layer.ffn_in.weight, ffn.gate_up.weight, ffn.down.weight, layer.ffn_out.weight,
-        eps, dropout,
+    assert isinstance(ffn, LatentMoE)
+    x_BTD, mean_E, chosen_E = _compiled(_latent_moe)(
+        x_BTD, layer.ffn_in.weight, ffn.router.weight, ffn.latent_down.weight,
+        ffn.gate_up_EFW, ffn.down_EWH, ffn.latent_up.weight, layer.ffn_out.weight,
+        ffn.top_k, eps, dropout,
     )  # fmt: skip
+    if layer.training:
+        ffn.mean_E, ffn.chosen_E = mean_E, chosen_E
+    return x_BTD
 
 
 @cache
@@ -118,7 +125,7 @@ def _rotate(x_BTHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _attention(
     x_BTD: Tensor, gain_in: Tensor, qkv: Tensor, gain_q: Tensor, gain_k: Tensor, out: Tensor,
-    gain_out: Tensor, mask: BlockMask, rotary: tuple[Tensor, Tensor] | None, heads: int,
+    gain_out: Tensor, mask: BlockMask | None, rotary: tuple[Tensor, Tensor] | None, heads: int,
     kv_heads: int, eps: float, dropout: float,
 ) -> Tensor:  # fmt: skip
     width = gain_q.shape[0]
@@ -129,7 +136,11 @@ def _attention(
     if rotary is not None:
         q, k = _rotate(q, *rotary), _rotate(k, *rotary)
     q, k, v = (t.to(torch.bfloat16).transpose(1, 2) for t in (q, k, v))
-    y = flex_attention(q, k, v, block_mask=mask, enable_gqa=heads != kv_heads)
+    if mask is None:
+        with sdpa_kernel(ONE_DOCUMENT):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    else:
+        y = flex_attention(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=TILES)
     return _add(x_BTD, _linear(y.transpose(1, 2).flatten(2), out), gain_out, eps, dropout)
 
 
@@ -147,8 +158,9 @@ def _latent_moe(
     down_EWH: Tensor, latent_up: Tensor, gain_out: Tensor, top_k: int, eps: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     normed_ND = _norm(x_BTD, gain_in, eps).flatten(0, 1)
-    probs_NE = F.softmax(F.linear(normed_ND, router.float()), dim=-1)
-    gates_NK, chosen_NK = torch.topk(probs_NE, top_k, dim=-1)
+    probs_NE = F.softmax(float32_linear(normed_ND, router.float()), dim=-1)
+    chosen_NK = top_experts(probs_NE.detach(), top_k)
+    gates_NK = probs_NE.gather(1, chosen_NK)
     gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
     latent_NW = _linear(normed_ND.to(torch.bfloat16), latent_down)
     mixed_NW, chosen_E = mix_experts(

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from hillclimb.model.kernels import softmax_slope
+
 CHUNK = 4096
 MULTIPLE = 128
-IGNORED = -100
 
 
 def linear_cross_entropy(
@@ -52,16 +53,16 @@ class _LinearCrossEntropy(Function):
         head = F.pad(weight_VD.to(hidden_ND.dtype), (0, 0, 0, -vocabulary % MULTIPLE))
         nll_N = hidden_ND.new_empty(labels_N.shape, dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_ND)
-        grad_head = hidden_ND.new_zeros(head.shape, dtype=torch.float32) if grad else None
+        grad_head = None
         for hidden, labels, nll, out in zip(
             *(t.split(chunk) for t in (hidden_ND, labels_N, nll_N, grad_hidden)), strict=True
         ):
             logits = _matmul(hidden, head.t())
-            losses, slope = _softmax_slope(logits, labels, vocabulary, hidden.dtype, grad)
+            losses, slope = softmax_slope(logits, labels, vocabulary, hidden.dtype, grad)
             nll.copy_(losses)
-            if grad_head is not None:
+            if grad:
                 torch.mm(slope, head, out=out)
-                _add_matmul(grad_head, slope.t(), hidden)
+                grad_head = _add_matmul(grad_head, slope.t(), hidden)
         if grad_head is not None:
             ctx.save_for_backward(grad_hidden, grad_head[:vocabulary])
             ctx.weight_dtype = weight_VD.dtype
@@ -79,44 +80,16 @@ class _LinearCrossEntropy(Function):
         return (grad_hidden * grad).to(grad_hidden.dtype), scaled, None, None, None
 
 
-def softmax_slope(
-    logits: Tensor, labels: Tensor, vocabulary: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """-log softmax[label] of every row, and softmax - one_hot; zero in rows without a label.
-
-    Args:
-        logits: (N, V + padding) FP32.
-        labels: (N,), -100 where there is none.
-        vocabulary: V; columns from there on have no part.
-        dtype: of the gradient.
-    """
-    column = torch.arange(logits.shape[1], device=logits.device)
-    inside = logits.masked_fill(column >= vocabulary, -torch.inf)
-    norms, void = inside.logsumexp(1), labels == IGNORED
-    right = logits.gather(1, labels.clamp_min(0)[:, None])[:, 0]
-    slope = (inside - norms[:, None]).exp() - (column == labels[:, None]).float()
-    losses = (norms - right).masked_fill(void, 0.0)
-    return losses, slope.masked_fill(void[:, None], 0.0).to(dtype)
-
-
-def _softmax_slope(
-    logits: Tensor, labels: Tensor, vocabulary: int, dtype: torch.dtype, grad: bool
-) -> tuple[Tensor, Tensor]:
-    if logits.is_cuda:
-        from hillclimb.model.softmax_kernel import fused_softmax_slope
-
-        return fused_softmax_slope(logits, labels, vocabulary, dtype, grad)
-    return softmax_slope(logits, labels, vocabulary, dtype)
-
-
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).float()
 
 
-def _add_matmul(total: Tensor, a: Tensor, b: Tensor) -> None:
+def _add_matmul(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a · b, in place, or a · b alone."""
+    if total is None:
+        return _matmul(a, b)
     if a.is_cuda and a.dtype != torch.float32:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(a.float(), b.float())
+        return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    return total.addmm_(a.float(), b.float())
