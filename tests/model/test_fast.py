@@ -96,8 +96,7 @@ def test_kernels_equal_their_plain_forms():
 
 @needs_gpu
 @pytest.mark.gpu("FlexAttention differentiates on CUDA only")
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("length", [512, 901])
+@pytest.mark.parametrize(("packed", "length"), [(True, 901), (False, 512)])
 def test_loss_and_gradients_are_the_models_within_bf16(packed: bool, length: int):
     network = model(head_dim=64).cuda()
     ids, segments, labels = batch(length, "cuda")
