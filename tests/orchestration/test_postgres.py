@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -40,7 +41,14 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def tracking_uri(postgres: Postgres) -> str:
-    return f"postgresql://{USER}:s3cret%2Fwith%3Asigns@127.0.0.1:{postgres.port}/mlflow"
+    """An MLflow database of the test's own: senders of other roots may still be at work."""
+    name = f"mlflow_{uuid4().hex}"
+    postgres.ask("postgres", f"CREATE DATABASE {name}")
+    return f"postgresql://{USER}:s3cret%2Fwith%3Asigns@127.0.0.1:{postgres.port}/{name}"
+
+
+def name_of(uri: str) -> str:
+    return uri.rpartition("/")[2]
 
 
 @pytest.fixture
@@ -78,7 +86,7 @@ def test_stages_are_made_recorded_and_tracked(
 
     assert until(lambda: not Outbox(root).pending(tracking_uri))
     names = "SELECT name, status FROM runs ORDER BY name"
-    assert postgres.ask("mlflow", names) == [
+    assert postgres.ask(name_of(tracking_uri), names) == [
         ("small-few-seed0", "FINISHED"),
         ("stem_problems", "FINISHED"),
     ]
@@ -106,10 +114,10 @@ def test_lineage_is_walked_and_delivering_twice_changes_nothing(
     tables = ("runs", "metrics", "inputs", "datasets", "logged_models")
     counts = "SELECT " + ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)
     assert deliver(outbox, tracking_uri) == ("", 0)
-    once = postgres.ask("mlflow", counts)
+    once = postgres.ask(name_of(tracking_uri), counts)
     outbox.settle(tracking_uri, {})
     assert deliver(outbox, tracking_uri) == ("", 0)
-    assert postgres.ask("mlflow", counts) == once
+    assert postgres.ask(name_of(tracking_uri), counts) == once
     tree = lineage("stem/round_0/climb", tracking_uri, "toy")
     assert [node.asset for node in tree.inputs] == ["mai_base_16k", "raw_documents"]
     assert tree.inputs[0].inputs[0].fingerprint == FINGERPRINTS["raw_documents"]
