@@ -94,8 +94,8 @@ def _largest(account: dict[str, Any]) -> Markup:
     actual = account["actual_seconds"] or 1.0
     shares = [(account["stalls"][part] / actual, said) for part, said, _ in PARTS[1:]]
     ranked = sorted((pair for pair in shares if pair[0] >= _LEAST), reverse=True)[:_NAMED]
-    said = ", ".join(f"{name} {percent(share)}".replace(" ", "\u00a0") for share, name in ranked)
-    return Markup('<span class="stalls">{}</span>').format(said or MISSING)
+    said = [Markup("<span>{} {}</span>").format(name, percent(share)) for share, name in ranked]
+    return Markup('<span class="stalls">{}</span>').format(join(said, ", ") or MISSING)
 
 
 def _legend() -> Markup:
