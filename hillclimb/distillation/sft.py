@@ -17,6 +17,7 @@ from hillclimb.model.tokenizer import TextTokenizer
 from hillclimb.training.checkpoint import load_checkpoint, save_checkpoint
 from hillclimb.training.learner import Learner
 from hillclimb.training.schedule import cosine
+from hillclimb.training.spans import Spans
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,19 @@ class FineTuner:
         self.steps = self.per_epoch * config["epochs"]
         self.rows: list[dict[str, float]] = []
 
-    def run(self, out: ArtifactWriter) -> Iterator[dict[str, float]]:
+    def run(self, out: ArtifactWriter, spans: Spans | None = None) -> Iterator[dict[str, float]]:
         """Train to the end from the newest checkpoint; yields each step's row."""
+        spans = spans or Spans(out)
         state = load_checkpoint(out, self.learner)
         self.rows = state["rows"] if state else []
         for step in range(len(self.rows), self.steps):
-            row = self._step(step)
+            with spans.span("step", step):
+                row = self._step(step)
             self.rows.append(row)
             yield row
             if (step + 1) % self.config["checkpoint_every"] == 0 and step + 1 < self.steps:
-                save_checkpoint(out, self.learner, step + 1, {"rows": self.rows}, {})
+                with spans.span("checkpoint", step):
+                    save_checkpoint(out, self.learner, step + 1, {"rows": self.rows}, {})
 
     def _step(self, step: int) -> dict[str, float]:
         torch.manual_seed(self.seed * 1_000_003 + step)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.tokenizer import TextTokenizer
+from hillclimb.stages.account import write_goodput
 from hillclimb.stages.context import Context
 from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.tables import jsonl, read_rows
@@ -20,12 +21,14 @@ from hillclimb.training import runtime
 from hillclimb.training.learner import Learner
 from hillclimb.training.packing import Packed, TokenTable, pack, sample_documents
 from hillclimb.training.pretrain import Pretrainer, token_nll
+from hillclimb.training.spans import Spans
 
 MEMORISATION_TOKENS = 8_000
 
 
 def make_base_phase(context: Context) -> None:
     """Train one phase, then measure it on held-out text and for memorised tokens."""
+    spans = Spans(context.out, context.rank)
     runtime.start(context.request.threads)
     model, tokenizer = _starting_point(context)
     table = read_tokens(context.input("mixture"))
@@ -40,7 +43,7 @@ def make_base_phase(context: Context) -> None:
             f"{context.request.name}: the mixture gives {packed.tokens.size} tokens, less than one "
             f"batch of {config['batch_tokens']}: raise the corpus's caps or lower batch_tokens"
         )
-    for row in trainer.run(context.out):
+    for row in trainer.run(context.out, spans):
         if context.rank == 0:
             context.reporter.progress(row["step"], trainer.steps, f"loss {row['loss']:.3f}")
             context.reporter.metrics(row, int(row["step"]))
@@ -83,10 +86,14 @@ def _finish(
     tokenizer: TextTokenizer,
     table: TokenTable,
 ) -> None:
-    held_out = held_out_nll(context, model, context.config["phase"]["sequence_length"])
-    memorised = _memorised(context, model, table)
+    trainer.spans.write()
+    with trainer.spans.span("held_out"):
+        held_out = held_out_nll(context, model, context.config["phase"]["sequence_length"])
+    with trainer.spans.span("finish"):
+        memorised = _memorised(context, model, table)
+        if context.rank == 0:
+            save_model(context.out, model, tokenizer, "zero")
     if context.rank == 0:
-        save_model(context.out, model, tokenizer, "zero")
         context.out.write_text("metrics.jsonl", jsonl(trainer.metrics))
         context.out.write_json("spikes.json", trainer.spikes)
         context.out.write_json("held_out.json", held_out)
@@ -101,7 +108,8 @@ def _finish(
             "router_max_share": last["router_max_share"],
         }
         bpb = {f"bpb_{name}": values["bpb"] for name, values in held_out.items()}
-        context.commit(metrics | bpb, {"held_out": held_out, "memorised": memorised})
+        goodput = write_goodput(context, trainer.spans)
+        context.commit(metrics | bpb | goodput, {"held_out": held_out, "memorised": memorised})
     if dist.get_world_size() > 1:
         dist.barrier()
 

@@ -19,6 +19,7 @@ from hillclimb.training.checkpoint import load_checkpoint, save_checkpoint
 from hillclimb.training.learner import Learner
 from hillclimb.training.packing import Packed
 from hillclimb.training.schedule import learning_rate
+from hillclimb.training.spans import Spans
 
 SETTLED_STEPS = 50
 
@@ -51,8 +52,9 @@ class Pretrainer:
         self.deviation = 0.0
         self.source_means: list[float] = []
 
-    def run(self, out: ArtifactWriter) -> Iterator[dict[str, float]]:
+    def run(self, out: ArtifactWriter, spans: Spans | None = None) -> Iterator[dict[str, float]]:
         """Train to the end from wherever the newest checkpoint stands; yields each step's row."""
+        self.spans = spans or Spans(out, self.rank)
         state = load_checkpoint(out, self.learner)
         if state:
             self.metrics, self.spikes = state["metrics"], state["spikes"]
@@ -60,11 +62,13 @@ class Pretrainer:
             self.deviation = state["deviation"]
         first = len(self.metrics)
         for step in range(first, self.steps):
-            row = self._step(step)
+            with self.spans.span("step", step):
+                row = self._step(step)
             self.metrics.append(row)
             yield row
             if (step + 1) % self.config["checkpoint_every"] == 0 and step + 1 < self.steps:
-                save_checkpoint(out, self.learner, step + 1, self._state(), {})
+                with self.spans.span("checkpoint", step):
+                    save_checkpoint(out, self.learner, step + 1, self._state(), {})
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -82,7 +86,9 @@ class Pretrainer:
         rate = learning_rate(
             self.config["phase"]["schedule"], tokens, self.steps * self.config["batch_tokens"]
         )
-        sums = self.learner.step(self._micro_batches(step), self._loss, rate)
+        with self.spans.span("data", step):
+            batches = self._micro_batches(step)
+        sums = self.learner.step(batches, self._loss, rate)
         loss = sums.pop("nll") / (self.rows * self.length)
         if not np.isfinite(loss):
             raise FloatingPointError(self._not_finite(step, loss))
