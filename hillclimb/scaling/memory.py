@@ -22,6 +22,14 @@ class Sharding(Protocol):
     def expert_parallel(self) -> int:
         """Ranks that split the experts between them."""
 
+    @property
+    def activations(self) -> str:
+        """`kept`, `recomputed` or `on_host`."""
+
+    @property
+    def offload_optimizer(self) -> bool:
+        """Whether moments and master weights are on the host."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -65,8 +73,8 @@ def training_memory(
 
     Weights of matrix products take `weight_bytes`; gradients, moments and (beside BF16 weights)
     the master copy are FP32 (report §2.6). A stage that shards something still gathers the
-    largest layer of it. Activations are checkpointed: each layer keeps its FP32 residual input
-    and is recomputed one at a time.
+    largest layer of it. Of activations, all layers are kept; or each layer's FP32 residual input,
+    and one layer at a time is recomputed; or that one layer alone, the inputs being on the host.
     """
     counted = count_parameters(model, vocab_size)
     whole = counted.shared + counted.experts / layout.expert_parallel
@@ -77,8 +85,8 @@ def training_memory(
     return Memory(
         weights=weight_bytes * (min(whole, shard + gathered) if stage == 3 else whole),
         gradients=4 * (min(whole, shard + gathered) if stage >= 2 else whole),
-        optimizer=per_moment * (shard if stage >= 1 else whole),
-        activations=_activations(model, tokens, weight_bytes),
+        optimizer=0 if layout.offload_optimizer else per_moment * (shard if stage else whole),
+        activations=_activations(model, tokens, weight_bytes, layout.activations),
         logits=2 * 4 * tokens * vocab_size,
     )
 
@@ -121,12 +129,15 @@ def _largest_layer(model: ModelRecipe, vocab_size: int, expert_parallel: int) ->
     return max(attention_layer(model) + max(experts + router, dense), vocab_size * model.hidden)
 
 
-def _activations(model: ModelRecipe, tokens: int, weight_bytes: int) -> float:
-    """Kept residual inputs of all layers, and one layer in full with its gradients."""
-    kept = 4 * model.layers * model.hidden
+def _activations(model: ModelRecipe, tokens: int, weight_bytes: int, how: str) -> float:
+    """Residual inputs of all layers and one layer in full, each with its gradients."""
+    inputs = 4 * model.layers * model.hidden
     attention = (2 * model.query_heads + 2 * model.kv_heads) * model.head_dim + 2 * model.hidden
     dense = 2 * model.hidden + 3 * model.dense_ffn // 2
     expert = 2 * model.latent + 3 * model.expert_ffn // 2
     routed = 2 * model.hidden + 2 * model.latent + model.experts_per_token * expert + model.experts
-    one = attention + max(dense, routed)
-    return float(tokens) * (kept + 2 * weight_bytes * one)
+    if how == "kept":
+        layers = attention * model.layers + (dense + routed) * model.layers / 2
+        return float(tokens) * (inputs + 2 * weight_bytes * layers)
+    one = 2 * weight_bytes * (attention + max(dense, routed))
+    return float(tokens) * (one if how == "on_host" else inputs + one)

@@ -230,7 +230,9 @@ def _change(stage: StagePlan, part: str) -> str:
             "consolidation": "consolidation.sft.micro_batch_tokens",
             "student": f"specialists.{stage.group}.student.micro_batch_tokens",
         }.get(stage.kind, _climb_place(stage))
-    if part in ("activations", "logits"):
+    if part == "activations":
+        return f"{micro} or {place}.activations"
+    if part == "logits":
         return micro
     return f"{place}.zero_stage or {place}.expert_parallel"
 

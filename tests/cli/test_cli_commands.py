@@ -47,7 +47,7 @@ def test_plan_prints_the_recipe_the_graph_and_the_figures() -> None:
 def test_plan_refuses_what_cannot_fit(cli: Cli) -> None:
     done = cli("plan", "--recipe", SMALL, "--set", "compute.accelerator.memory_gib=0.05")
     assert done.exit_code == 2
-    assert "needs 0.07" in done.stderr
+    assert "needs 0.1659 GiB" in done.stderr
     assert "a cpu-core has 0.05 GiB" in done.stderr
     assert "specialists.stem.climbs.1.micro_batch_tokens" in done.stderr
 

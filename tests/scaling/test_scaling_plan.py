@@ -27,6 +27,8 @@ MODEL = rung(12)
 class Sharding:
     zero_stage: int
     expert_parallel: int = 1
+    activations: str = "kept"
+    offload_optimizer: bool = False
 
 
 def test_each_zero_stage_shards_one_thing_more() -> None:
@@ -65,6 +67,18 @@ def test_activations_grow_with_tokens_and_logits_with_the_vocabulary() -> None:
     assert two.activations == 2 * one.activations
     assert one.logits == 64 * 1000 * 8
     assert training_memory(MODEL, 2000, Sharding(0), 1, 64, 4).logits == 2 * one.logits
+
+
+def test_recomputing_and_the_host_take_activations_and_moments_away() -> None:
+    kept, recomputed, on_host = (
+        training_memory(MODEL, 1000, Sharding(2, activations=how), 8, 64, 2)
+        for how in ("kept", "recomputed", "on_host")
+    )
+    inputs = 64 * 4 * MODEL.layers * MODEL.hidden
+    assert recomputed.activations == on_host.activations + inputs
+    assert on_host.activations < kept.activations / MODEL.layers * 2
+    offloaded = Sharding(2, offload_optimizer=True)
+    assert training_memory(MODEL, 1000, offloaded, 8, 64, 2).optimizer == 0
 
 
 def test_a_rollout_server_splits_the_weights() -> None:
