@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import Any
 
 import torch
@@ -52,12 +53,20 @@ def _free_port() -> int:
 
 
 def load_deepspeed() -> Any:
-    """DeepSpeed, told not to compile its shared-memory collective: gloo serves on CPU."""
+    """DeepSpeed, told not to compile its shared-memory collective: gloo serves on CPU.
+
+    Its autotuner imports mlflow where it can, over a second of every start, and is not used here.
+    """
     import logging
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("mlflow", None)
     import deepspeed
     from deepspeed import ops
+
+    if modules["mlflow"] is None:
+        del modules["mlflow"]
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
