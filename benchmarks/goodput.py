@@ -87,9 +87,9 @@ def parsed() -> argparse.Namespace:
     )
     number: dict[str, Any] = {"type": float}
     parser.add_argument("--seed", type=int, default=20261126)
-    parser.add_argument("--steps", type=int, default=400, help="of the measured run")
+    parser.add_argument("--steps", type=int, default=200, help="of the measured run")
     parser.add_argument("--every", type=int, default=20, help="steps between its checkpoints")
-    parser.add_argument("--mean", **number, default=40.0, help="seconds between its kills")
+    parser.add_argument("--mean", **number, default=60.0, help="seconds between its kills")
     parser.add_argument("--warm", action="store_true", help="fork from a warm interpreter")
     parser.add_argument("--root", help="keep the artifacts here")
     parser.add_argument("--kill-every", **number, default=600.0, help="seconds, simulated")

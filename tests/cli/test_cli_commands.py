@@ -173,6 +173,8 @@ def test_status_tells_begun_and_running_stages(cli: Cli, made_root: Path) -> Non
     assert rows["tokenizer"][0] == "running"
     assert rows["tokenizer"][-2:] == ["process", str(os.getpid())]
     assert rows["mai_base_64k"][0] == "made"
+    assert rows["mai_base_64k"][-1] == "88%"
+    assert "88%" not in rows["stem_problems"]
 
 
 def test_too_little_disk_is_told_before_anything_starts(
