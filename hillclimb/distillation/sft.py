@@ -68,18 +68,18 @@ class FineTuner:
         self.steps = self.per_epoch * config["epochs"]
         self.rows: list[dict[str, float]] = []
 
-    def run(self, out: ArtifactWriter, spans: Spans | None = None) -> Iterator[dict[str, float]]:
+    def run(self, out: ArtifactWriter) -> Iterator[dict[str, float]]:
         """Train to the end from the newest checkpoint; yields each step's row."""
-        spans = spans or Spans(out)
+        self.spans = Spans(out)
         state = load_checkpoint(out, self.learner)
         self.rows = state["rows"] if state else []
         for step in range(len(self.rows), self.steps):
-            with spans.span("step", step):
+            with self.spans.span("step", step):
                 row = self._step(step)
             self.rows.append(row)
             yield row
             if (step + 1) % self.config["checkpoint_every"] == 0 and step + 1 < self.steps:
-                with spans.span("checkpoint", step):
+                with self.spans.span("checkpoint", step):
                     save_checkpoint(out, self.learner, step + 1, {"rows": self.rows}, {})
 
     def _step(self, step: int) -> dict[str, float]:

@@ -21,14 +21,12 @@ from hillclimb.training import runtime
 from hillclimb.training.learner import Learner
 from hillclimb.training.packing import Packed, TokenTable, pack, sample_documents
 from hillclimb.training.pretrain import Pretrainer, token_nll
-from hillclimb.training.spans import Spans
 
 MEMORISATION_TOKENS = 8_000
 
 
 def make_base_phase(context: Context) -> None:
     """Train one phase, then measure it on held-out text and for memorised tokens."""
-    spans = Spans(context.out, context.rank)
     runtime.start(context.request.threads)
     model, tokenizer = _starting_point(context)
     table = read_tokens(context.input("mixture"))
@@ -43,7 +41,7 @@ def make_base_phase(context: Context) -> None:
             f"{context.request.name}: the mixture gives {packed.tokens.size} tokens, less than one "
             f"batch of {config['batch_tokens']}: raise the corpus's caps or lower batch_tokens"
         )
-    for row in trainer.run(context.out, spans):
+    for row in trainer.run(context.out):
         if context.rank == 0:
             context.reporter.progress(row["step"], trainer.steps, f"loss {row['loss']:.3f}")
             context.reporter.metrics(row, int(row["step"]))

@@ -46,7 +46,6 @@ ROLLOUTS = pa.schema(
 def make_climb(context: Context) -> None:
     """Climb until the stop rule speaks."""
     one_rank(context)
-    spans = Spans(context.out)
     sandboxes = provider_for()
     sandboxes.check()
     runtime.start(context.request.threads)
@@ -64,6 +63,7 @@ def make_climb(context: Context) -> None:
     ):
         sampler = Sampler(engine, tokenizer, template, sandboxes)
         climb = Climb(config, learner, sampler, graders, problems, shares, context.seed)
+        spans = Spans(context.out)
         _restore(context, climb)
         _run(context, climb, spans)
     with spans.span("finish"):

@@ -15,7 +15,6 @@ from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.tables import jsonl, read_rows, write_table
 from hillclimb.training import runtime
 from hillclimb.training.learner import Learner
-from hillclimb.training.spans import Spans
 
 COLUMNS = [
     "update", "problem_id", "specialist", "kind", "question", "response", "task", "graded",
@@ -85,17 +84,16 @@ def _fine_tune(
     context: Context, rows: list[dict[str, Any]], config: dict[str, Any], counts: dict[str, int]
 ) -> None:
     one_rank(context)
-    spans = Spans(context.out)
     runtime.start(context.request.threads)
     model, tokenizer, _ = load_model(context.input("checkpoint"), config["dropout"])
     traces = [tokenise_trace(row["question"], row["response"], "chat", tokenizer) for row in rows]
     short = [trace for trace in traces if len(trace.tokens) <= config["sequence_length"]]
     learner = Learner(model, config["optimizer"], 2, config["balance_coefficient"])
     tuner = FineTuner(learner, short, config, context.seed)
-    for row in tuner.run(context.out, spans):
+    for row in tuner.run(context.out):
         context.reporter.progress(row["step"], tuner.steps, f"loss {row['loss']:.3f}")
         context.reporter.metrics(row, int(row["step"]))
-    with spans.span("finish"):
+    with tuner.spans.span("finish"):
         save_model(context.out, model, tokenizer, "chat")
     context.out.write_text("metrics.jsonl", jsonl(tuner.rows))
     context.commit(
@@ -104,7 +102,7 @@ def _fine_tune(
             "steps": len(tuner.rows),
             "traces": len(short),
             "tokens": _tokens(short) * config["epochs"],
-            **write_goodput(context, spans, even_steps=False),
+            **write_goodput(context, tuner.spans, even_steps=False),
         },
         {"traces": counts, "too_long": len(traces) - len(short)},
     )

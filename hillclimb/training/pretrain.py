@@ -35,7 +35,7 @@ class TokenBatch:
 
 
 class Pretrainer:
-    """Trains one phase; `metrics` and `spikes` fill up as it goes."""
+    """Trains one phase; `metrics`, `spikes` and `spans` fill up as it goes."""
 
     def __init__(
         self, learner: Learner, packed: Packed, names: tuple[str, ...], config: dict[str, Any],
@@ -52,9 +52,9 @@ class Pretrainer:
         self.deviation = 0.0
         self.source_means: list[float] = []
 
-    def run(self, out: ArtifactWriter, spans: Spans | None = None) -> Iterator[dict[str, float]]:
+    def run(self, out: ArtifactWriter) -> Iterator[dict[str, float]]:
         """Train to the end from wherever the newest checkpoint stands; yields each step's row."""
-        self.spans = spans or Spans(out, self.rank)
+        self.spans = Spans(out, self.rank)
         state = load_checkpoint(out, self.learner)
         if state:
             self.metrics, self.spikes = state["metrics"], state["spikes"]
