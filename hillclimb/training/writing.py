@@ -19,13 +19,17 @@ class CheckpointError(OSError):
 
 
 class Writer:
-    """One writer process, started at the first order. It has one order at a time."""
+    """One writer process, started at the first order. It has one order at a time.
+
+    `written` and `seconds` are the bytes of the last order and how long they took.
+    """
 
     def __init__(
         self, uri: str, rank: int, memory: tuple[int, int], log: Callable[[str], None]
     ) -> None:
         self.uri, self.rank, self.memory, self.log = uri, rank, memory, log
         self.process: subprocess.Popen[str] | None = None
+        self.written, self.seconds = 0, 0.0
         self._order: dict[str, Any] | None = None
 
     @property
@@ -109,6 +113,7 @@ class Writer:
                 "here, the checkpoint before it is intact: make room or correct the store, and "
                 "start again"
             )
+        self.written, self.seconds = answer["bytes"], answer["seconds"]
 
     def _say_dead(self, code: int) -> None:
         doing = f"while it wrote {self._order['folder']}" if self._order else "between checkpoints"
