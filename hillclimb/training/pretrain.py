@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hillclimb.artifacts import ArtifactWriter
 from hillclimb.model.modeling import MaiForCausalLM
-from hillclimb.training.checkpoint import load_checkpoint, save_checkpoint
+from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.learner import Learner
 from hillclimb.training.packing import Packed
 from hillclimb.training.schedule import learning_rate
@@ -55,20 +55,22 @@ class Pretrainer:
     def run(self, out: ArtifactWriter) -> Iterator[dict[str, float]]:
         """Train to the end from wherever the newest checkpoint stands; yields each step's row."""
         self.spans = Spans(out, self.rank)
-        state = load_checkpoint(out, self.learner)
-        if state:
-            self.metrics, self.spikes = state["metrics"], state["spikes"]
-            self.mean_loss, self.source_means = state["mean_loss"], state["source_means"]
-            self.deviation = state["deviation"]
-        first = len(self.metrics)
-        for step in range(first, self.steps):
-            with self.spans.span("step", step):
-                row = self._step(step)
-            self.metrics.append(row)
-            yield row
-            if (step + 1) % self.config["checkpoint_every"] == 0 and step + 1 < self.steps:
-                with self.spans.span("checkpoint", step):
-                    save_checkpoint(out, self.learner, step + 1, self._state(), {})
+        with Checkpointer(out, self.learner) as checkpoints:
+            if state := checkpoints.load():
+                self._restore(state)
+            for step in range(len(self.metrics), self.steps):
+                with self.spans.span("step", step):
+                    row = self._step(step)
+                self.metrics.append(row)
+                yield row
+                if (step + 1) % self.config["checkpoint_every"] == 0 and step + 1 < self.steps:
+                    with self.spans.span("checkpoint", step):
+                        checkpoints.save(step + 1, self._state())
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.metrics, self.spikes = state["metrics"], state["spikes"]
+        self.mean_loss, self.source_means = state["mean_loss"], state["source_means"]
+        self.deviation = state["deviation"]
 
     def _state(self) -> dict[str, Any]:
         return {

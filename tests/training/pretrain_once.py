@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 
 import numpy as np
 import torch.distributed as dist
@@ -46,8 +47,11 @@ def main(out: str, die_after: int, zero_stage: int, micro: int, dropout: float) 
     trainer = Pretrainer(
         Learner(model, OPTIMIZER, zero_stage, 1e-2), packed, ("a", "b"), settings, 7
     )
-    for row in trainer.run(ArtifactWriter(out)):
+    writer = ArtifactWriter(out)
+    for row in trainer.run(writer):
         if row["step"] == die_after:
+            while row["step"] > settings["checkpoint_every"] and not writer.exists("resume/latest"):
+                time.sleep(0.01)
             os.kill(os.getpid(), 9)
     if dist.get_rank() == 0:
         digest = hashlib.sha256()
