@@ -234,6 +234,12 @@ class MaiForCausalLM(PreTrainedModel):
 
         Only the sum has a graph on a GPU, where the logits are never held whole.
         """
+        total, nll = self(input_ids, segments, labels, summed=True)
+        return total, nll
+
+    def _losses(
+        self, input_ids: Tensor, segments: Tensor | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         hidden = self.hidden(input_ids, segments)
         if input_ids.is_cuda:
             states = hidden.flatten(0, 1).to(torch.bfloat16)
@@ -248,9 +254,17 @@ class MaiForCausalLM(PreTrainedModel):
         input_ids: Tensor,
         segments: Tensor | None = None,
         labels: Tensor | None = None,
+        summed: bool = False,
         **_: Any,
-    ) -> CausalLMOutput:
-        """Logits (B, T, V); with labels (-100 = ignored, already shifted) the mean loss too."""
+    ) -> CausalLMOutput | tuple[Tensor, Tensor]:
+        """Logits (B, T, V); with labels (-100 = ignored, already shifted) the mean loss too.
+
+        Args:
+            summed: give what `losses` gives. All training passes through here, because ZeRO-3
+                gathers weights when modules are called.
+        """
+        if summed and labels is not None:
+            return self._losses(input_ids, segments, labels)
         logits = self.logits(self.hidden(input_ids, segments))
         loss = None
         if labels is not None:

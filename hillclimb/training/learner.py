@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hillclimb.model.modeling import MaiForCausalLM
+from hillclimb.model.modeling import DecoderLayer, MaiForCausalLM
 from hillclimb.model.moe import RouterLoad
+from hillclimb.training import zero_state
+from hillclimb.training.fragments import Fragment
 from hillclimb.training.runtime import load_deepspeed
 
 Batch = TypeVar("Batch")
@@ -35,12 +37,16 @@ class Learner:
             betas=(optimizer["beta1"], optimizer["beta2"]),
             eps=optimizer["eps"],
         )
-        self.engine, _, _, _ = load_deepspeed().initialize(
-            model=model, optimizer=adam, config=_config(zero_stage, optimizer["grad_clip"])
+        gains = max(p.numel() for p in model.parameters() if p.ndim == 1)
+        deepspeed = load_deepspeed()
+        deepspeed.utils.set_z3_leaf_modules(model, [DecoderLayer])
+        self.engine, _, _, _ = deepspeed.initialize(
+            model=model, optimizer=adam, config=_config(zero_stage, optimizer["grad_clip"], gains)
         )
         self.world = dist.get_world_size()
         self.load = RouterLoad(len(model.moe_layers()), model.config.num_experts)
         self.sums: dict[str, Tensor] = {}
+        self.steps = 0
 
     def step(
         self, batches: Sequence[Batch], loss_function: LossFunction[Batch], learning_rate: float
@@ -70,6 +76,7 @@ class Learner:
             for key, value in metrics.items():
                 totals[key] = totals[key] + value.detach() if key in totals else value.detach()
         self.engine.step()
+        self.steps += 1
         self.sums = all_sum(totals)
         return {**_scalars(self.sums), **self._state(mean_LE.detach(), balance)}
 
@@ -80,6 +87,22 @@ class Learner:
             "router_max_share": float(self.load.shares().max()),
             "router_entropy": float(-(mean_LE * mean_LE.clamp_min(1e-9).log()).sum(1).mean()),
         }
+
+    def fragments(self, moments: bool = False) -> list[Fragment]:
+        """This rank's part of the training state, live and FP32, in whole-parameter coordinates.
+
+        Args:
+            moments: make the optimizer's moments, as zeros, where no step has made them yet.
+        """
+        if moments:
+            zero_state.make_moments(self.engine.optimizer)
+        return zero_state.fragments(self.model, self.engine.optimizer)
+
+    def take(self, steps: int) -> None:
+        """Go on from what was put into `fragments()`, as after `steps` steps; on all ranks."""
+        self.steps = steps
+        zero_state.set_steps(self.engine.optimizer, steps)
+        zero_state.push_masters(self.engine.optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
         """Optimizer and master weights of this rank, by a stable name."""
@@ -135,7 +158,7 @@ def parameter_groups(model: nn.Module, optimizer: dict[str, Any]) -> list[dict[s
     return [{"params": p, "weight_decay": decay[name]} for name, p in groups.items()]
 
 
-def _config(zero_stage: int, clip: float) -> dict[str, Any]:
+def _config(zero_stage: int, clip: float, kept_whole: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -146,6 +169,8 @@ def _config(zero_stage: int, clip: float) -> dict[str, Any]:
             "overlap_comm": False,
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
+            "memory_efficient_linear": False,
+            "stage3_param_persistence_threshold": kept_whole,
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
