@@ -115,7 +115,9 @@ def batches(config: MaiConfig, rows: int, length: int) -> list[Batch]:
         starts[:, :: length // 8] = False
         segments = starts.cumsum(1)
         labels = tokens[:, 1:].masked_fill(segments[:, 1:] != segments[:, :-1], -100)
-        found.append(Batch(*(t.to(runtime.device()) for t in (tokens[:, :-1], segments[:, :-1], labels))))
+        found.append(
+            Batch(*(t.to(runtime.device()) for t in (tokens[:, :-1], segments[:, :-1], labels)))
+        )
     return found
 
 
@@ -202,9 +204,7 @@ def train(config: MaiConfig, layout: Layout, data: list[Batch], micro: int, leng
         outcome.balances.append(sums["balance_loss"])
     outcome.load_LE = learner.load.shares()
     outcome.weights = learner.full_weights()
-    outcome.held_out = np.concatenate(
-        token_nll(model, documents(config, length), length, layout)
-    )
+    outcome.held_out = np.concatenate(token_nll(model, documents(config, length), length, layout))
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return outcome, {"tokens_per_second": data[0].labels.numel() / seconds, "memory_gib": memory}
 
@@ -212,7 +212,9 @@ def train(config: MaiConfig, layout: Layout, data: list[Batch], micro: int, leng
 def first_gradient(learner: Learner) -> dict[str, Tensor]:
     """What AdamW's first moments say after one step, gathered from all ranks."""
     shapes = {name: p.shape for name, p in MaiForCausalLM(learner.model.config).named_parameters()}
-    whole = {name: torch.zeros(shape.numel(), device=runtime.device()) for name, shape in shapes.items()}
+    whole = {
+        name: torch.zeros(shape.numel(), device=runtime.device()) for name, shape in shapes.items()
+    }
     for fragment in learner.fragments():
         moment = fragment.tensors["exp_avg"].to(runtime.device()) / (1 - OPTIMIZER["beta1"])
         whole[fragment.name][fragment.start : fragment.start + fragment.length] += moment

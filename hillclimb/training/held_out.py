@@ -13,7 +13,7 @@ from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.training import runtime
 from hillclimb.training.layout import Layout
 
-CHUNK_TOKENS = 16_384
+CHUNK_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -31,28 +31,23 @@ def token_nll(
 ) -> list[np.ndarray]:
     """NLL of every token but the first of each document, which is cut at `length` + 1 tokens.
 
-    All ranks give the same documents and get all results. Rows of whole documents side by side are
-    dealt over the data streams, in chunks of like size and number, because ranks that share
-    experts or weights must call the model together.
+    All ranks give the same documents and get all results. Chunks of rows are dealt over the data
+    streams, as many to each, because ranks that share experts or weights call the model together.
 
     Args:
-        length: tokens of a row; documents are packed into rows of so many, or fewer on a CPU
-            where none is so long.
+        length: most tokens of a row.
         layout: of the model; ZeRO alone where it is None.
     """
     model.eval()
     layout = layout or Layout()
     sizes = [max(0, min(len(document) - 1, length)) for document in documents]
     offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    width = _width(max(sizes, default=0), length, layout.context_parallel)
-    rows = _pack(sizes, width)
-    height = max(1, CHUNK_TOKENS // width)
-    chunks = [rows[i : i + height] for i in range(0, len(rows), height)]
+    chunks = _chunks(sizes, length)
     found = torch.zeros(int(offsets[-1]), dtype=torch.float64, device=runtime.device())
     for first in range(0, len(chunks), layout.data_world):
         mine = first + layout.data_rank
         chunk = chunks[mine] if mine < len(chunks) else [[]]
-        tokens, segments, labels = _batch(documents, chunk, width, height)
+        tokens, segments, labels = _batch(documents, chunk, length, layout.context_parallel)
         _, nll = model.losses(tokens, segments, labels)
         for row, places in zip(nll.view(tokens.shape), chunk, strict=False):
             for place in places:
@@ -63,33 +58,38 @@ def token_nll(
     return np.split(found.cpu().numpy(), offsets[1:-1]) if documents else []
 
 
-def _width(longest: int, length: int, ranks: int) -> int:
-    """Columns of a row: the training's on a GPU, where each shape is compiled anew."""
-    width = length if runtime.device().type == "cuda" else max(1, longest)
-    return -(-width // ranks) * ranks
+def _chunks(sizes: list[int], length: int) -> list[list[list[_Place]]]:
+    """Rows of at most `CHUNK_TOKENS` together, the longest first; empty documents nowhere.
 
-
-def _pack(sizes: list[int], width: int) -> list[list[_Place]]:
-    """Documents into rows one after another, the longest first; empty ones nowhere."""
+    On a GPU, where each shape is compiled anew, documents share rows of the training's length; on a
+    CPU each has its own, as wide as the chunk's longest.
+    """
+    order = sorted((i for i, size in enumerate(sizes) if size), key=lambda i: -sizes[i])
+    packed = runtime.device().type == "cuda"
     rows: list[list[_Place]] = []
-    used = width
-    for document in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        if sizes[document] == 0:
-            break
-        if used + sizes[document] > width:
+    used = length
+    for document in order:
+        if not packed or used + sizes[document] > length:
             rows.append([])
             used = 0
         rows[-1].append(_Place(document, used, sizes[document]))
         used += sizes[document]
-    return rows
+    chunks = []
+    while rows:
+        height = max(1, CHUNK_TOKENS // (length if packed else rows[0][0].size))
+        chunks.append(rows[:height])
+        rows = rows[height:]
+    return chunks
 
 
 def _batch(
-    documents: list[np.ndarray], chunk: list[list[_Place]], width: int, height: int
+    documents: list[np.ndarray], chunk: list[list[_Place]], length: int, ranks: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, document numbers (-1 on padding) and labels, each (rows, width)."""
-    count = height if runtime.device().type == "cuda" else len(chunk)
-    tokens = np.zeros((count, width), np.int64)
+    """Tokens, document numbers (-1 on padding) and labels of a chunk, each (rows, columns)."""
+    count, width = len(chunk), max((p.size for row in chunk for p in row), default=1)
+    if runtime.device().type == "cuda":
+        count, width = max(1, CHUNK_TOKENS // length), length
+    tokens = np.zeros((count, -(-width // ranks) * ranks), np.int64)
     segments, labels = np.full_like(tokens, -1), np.full_like(tokens, -100)
     for row, places in enumerate(chunk):
         for number, place in enumerate(places):
@@ -97,5 +97,7 @@ def _batch(
             body = documents[place.document][: place.size + 1]
             tokens[row, columns], labels[row, columns] = body[:-1], body[1:]
             segments[row, columns] = number
-    device = runtime.device()
-    return tuple(torch.from_numpy(a).to(device) for a in (tokens, segments, labels))  # type: ignore[return-value]
+    inputs, numbers, right = (
+        torch.from_numpy(array).to(runtime.device()) for array in (tokens, segments, labels)
+    )
+    return inputs, numbers, right

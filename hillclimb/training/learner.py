@@ -102,6 +102,7 @@ class Learner:
         balance = torch.zeros((), dtype=torch.float64)
         for index, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
+            self.engine.optimizer.clear_backward_seen_flag()  # as the engine's own forward does
             loss, metrics = loss_function(self.model, batch)
             mean_LE = torch.stack([layer.mean_E for layer in moe])
             term = self.load.balance(mean_LE, torch.stack([layer.chosen_E for layer in moe]))
