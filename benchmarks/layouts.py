@@ -1,11 +1,11 @@
 """What a layout changes: errors against plain PyTorch on one rank, speed and memory.
 
-    torchrun --nproc-per-node 2 benchmarks/layouts.py            # on CPUs, or on GPUs where there are some
+    torchrun --nproc-per-node 2 benchmarks/layouts.py [--medium]
 
-Every rank also trains a copy by itself, without DeepSpeed or collectives: the reference. Errors are
-|ours - reference| / |reference| over all numbers of a kind, in FP32 on a CPU; on a GPU products are
-in BF16, and so are the errors.
-"""  # noqa: E501
+On GPUs where there are some, on CPUs otherwise. Every rank also trains a copy by itself, without
+DeepSpeed or collectives: the reference. Errors are |ours - reference| / |reference| over all
+numbers of a kind. On a GPU products are in BF16, and so are the errors.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hillclimb.model.configuration import MaiConfig
+from hillclimb.model.fast import keep_weights_in_bf16
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.training import runtime
 from hillclimb.training.held_out import token_nll
@@ -42,6 +43,8 @@ MEDIUM = MaiConfig(
     expert_ffn_size=1024, num_experts=64, num_experts_per_tok=8, num_attention_heads=16,
     num_key_value_heads=4, head_dim=64, sliding_window=512, zero_init_attention=False,
 )  # fmt: skip
+KINDS = ("loss", "norm", "balance", "load", "gradient", "worst_gradient", "weights", "held_out")
+HEADER = "| layout | " + " | ".join(KINDS) + " | tokens/s | GiB |\n" + "|---" * 11 + "|"
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,13 @@ def layouts(config: MaiConfig, ranks: int) -> dict[str, tuple[MaiConfig, Layout]
     named["ZeRO-2, optimizer on host"] = Layout(2, offload_optimizer=True)
     named["ZeRO-3, optimizer on host"] = Layout(3, offload_optimizer=True)
     named["ZeRO-2, activations on host"] = Layout(2, offload_activations=True)
+    named["ZeRO-2, BF16 weights"] = Layout(2, precision="bf16")
     found = {name: (config, layout) for name, layout in named.items()}
     for degree in (d for d in (2, 4, 8) if ranks % d == 0):
         for stage in (1, 2, 3):
             found[f"EP {degree}, ZeRO-{stage}"] = config, Layout(stage, expert_parallel=degree)
+        narrow = Layout(2, expert_parallel=degree, precision="bf16")
+        found[f"EP {degree}, BF16 weights"] = config, narrow
         for stage in (2, 3):
             found[f"CP {degree}, ZeRO-{stage}"] = config, Layout(stage, context_parallel=degree)
         both = Layout(2, context_parallel=degree, expert_parallel=degree)
@@ -115,10 +121,17 @@ def batches(config: MaiConfig, rows: int, length: int) -> list[Batch]:
         starts[:, :: length // 8] = False
         segments = starts.cumsum(1)
         labels = tokens[:, 1:].masked_fill(segments[:, 1:] != segments[:, :-1], -100)
-        found.append(
-            Batch(*(t.to(runtime.device()) for t in (tokens[:, :-1], segments[:, :-1], labels)))
-        )
+        batch = tokens[:, :-1], segments[:, :-1], labels
+        found.append(Batch(*(tensor.to(runtime.device()) for tensor in batch)))
     return found
+
+
+def beginning(config: MaiConfig, rounded: bool) -> MaiForCausalLM:
+    """The network before the first step; `rounded` takes matrices that are exact in BF16."""
+    model = MaiForCausalLM(config).initialise(0)
+    if rounded:
+        keep_weights_in_bf16(model)
+    return model.float()
 
 
 def documents(config: MaiConfig, length: int) -> list[np.ndarray]:
@@ -128,9 +141,10 @@ def documents(config: MaiConfig, length: int) -> list[np.ndarray]:
     return [rng.integers(0, config.vocab_size, size).astype(np.int32) for size in sizes]
 
 
-def reference(config: MaiConfig, data: list[Batch], micro: int, length: int) -> Outcome:
+def reference(model: MaiForCausalLM, data: list[Batch], micro: int, length: int) -> Outcome:
     """Plain PyTorch, all rows on this rank."""
-    model = MaiForCausalLM(config).initialise(0).to(runtime.device()).train()  # type: ignore[arg-type]
+    config = model.config
+    model = model.to(runtime.device()).train()  # type: ignore[arg-type]
     betas = OPTIMIZER["beta1"], OPTIMIZER["beta2"]
     adam = torch.optim.AdamW(
         parameter_groups(model, OPTIMIZER), lr=RATE, betas=betas, eps=OPTIMIZER["eps"]
@@ -145,7 +159,8 @@ def reference(config: MaiConfig, data: list[Batch], micro: int, length: int) -> 
             mean_LE = torch.stack([layer.mean_E for layer in moe])
             term = config.num_experts * (share_LE * mean_LE).sum(1).mean() / micro
             (total / batch.labels.numel() + BALANCE * term).backward()
-            loss, balance = loss + float(total) / batch.labels.numel(), balance + float(term)
+            loss += float(total.detach()) / batch.labels.numel()
+            balance += float(term.detach())
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER["grad_clip"])
         if not outcome.losses:
             outcome.gradient = {n: p.grad.clone() for n, p in model.named_parameters()}  # type: ignore[union-attr]
@@ -181,9 +196,10 @@ def parts(batch: Batch, micro: int) -> list[Batch]:
     return [batch.rows(slice(i * size, (i + 1) * size)) for i in range(micro)]
 
 
-def train(config: MaiConfig, layout: Layout, data: list[Batch], micro: int, length: int) -> tuple[Outcome, dict[str, float]]:  # fmt: skip
+def train(
+    model: MaiForCausalLM, layout: Layout, data: list[Batch], micro: int, length: int
+) -> tuple[Outcome, dict[str, float]]:
     """The same through the learner; also tokens a second and the peak of GPU memory."""
-    model = MaiForCausalLM(config).initialise(0)
     learner = Learner(model, OPTIMIZER, layout, BALANCE)
     outcome = Outcome([], [], [], torch.empty(0), {}, {}, np.empty(0))
 
@@ -204,7 +220,9 @@ def train(config: MaiConfig, layout: Layout, data: list[Batch], micro: int, leng
         outcome.balances.append(sums["balance_loss"])
     outcome.load_LE = learner.load.shares()
     outcome.weights = learner.full_weights()
-    outcome.held_out = np.concatenate(token_nll(model, documents(config, length), length, layout))
+    outcome.held_out = np.concatenate(
+        token_nll(model, documents(model.config, length), length, layout)
+    )
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return outcome, {"tokens_per_second": data[0].labels.numel() / seconds, "memory_gib": memory}
 
@@ -249,28 +267,40 @@ def flat(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def main() -> None:
-    """Print the table on rank 0, and its rows as JSON lines."""
+    """Print the table on rank 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--medium", action="store_true", help="a model for GPUs, 16 rows of 4096")
     parser.add_argument("--only", default="", help="layouts whose name has this")
+    parser.add_argument("--json", action="store_true", help="lines of JSON instead of the table")
     options = parser.parse_args()
     rank, ranks = runtime.start()
     config, rows, length = (MEDIUM, 16, 4096) if options.medium else (TINY, 8, 64)
     data, micro = batches(config, rows, length), 2
-    references: dict[int, Outcome] = {}
+    references: dict[tuple[int, bool], Outcome] = {}
+    if rank == 0:
+        print(HEADER, flush=True)
     for name, (shape, layout) in layouts(config, ranks).items():
         if options.only not in name:
             continue
-        heads = shape.num_key_value_heads
-        if heads not in references:
-            references[heads] = reference(shape, data, micro, length)
+        key = shape.num_key_value_heads, layout.precision == "bf16"
+        if key not in references:
+            references[key] = reference(beginning(shape, key[1]), data, micro, length)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        ours, speed = train(shape, layout, data, micro, length)
+        ours, speed = train(beginning(shape, key[1]), layout, data, micro, length)
         if rank == 0:
-            errors = compare(ours, references[heads])
-            print("RESULT", json.dumps({"layout": name, **errors, **speed}), flush=True)
+            report(name, compare(ours, references[key]) | speed, options.json)
     runtime.stop()
+
+
+def report(name: str, row: dict[str, float], as_json: bool) -> None:
+    """One line of the table, or of JSON."""
+    if as_json:
+        print("RESULT", json.dumps({"layout": name, **row}), flush=True)
+        return
+    errors = [f"{row[kind]:.0e}" for kind in KINDS]
+    cells = [name, *errors, f"{row['tokens_per_second']:,.0f}", f"{row['memory_gib']:.1f}"]
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.fast import FastInputs, fast_layer
 from hillclimb.model.linear_cross_entropy import linear_cross_entropy
-from hillclimb.model.moe import LatentMoE, SwiGLU
+from hillclimb.model.moe import LatentMoE, Linear, SwiGLU
 from hillclimb.model.parallel import Group, heads_for_tokens, own_columns, tokens_for_heads
 from hillclimb.model.saving import SavedActivations
 
@@ -94,8 +94,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv = nn.Linear(config.hidden_size, width, bias=False)
-        self.out = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.qkv = Linear(config.hidden_size, width)
+        self.out = Linear(self.heads * self.head_dim, config.hidden_size)
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
         self.group: Group | None = None

@@ -11,13 +11,24 @@ from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.parallel import Dispatch, Group
 
 
+class Linear(nn.Linear):
+    """x · W^T without bias, in the type of x whatever the weight is stored in."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, inputs) to (…, outputs)."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
 class SwiGLU(nn.Module):
     """W_down(silu(gate) * up), gate and up from one linear without bias."""
 
     def __init__(self, width: int, ffn_size: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, ffn_size, bias=False)
-        self.down = nn.Linear(ffn_size // 2, width, bias=False)
+        self.gate_up = Linear(width, ffn_size)
+        self.down = Linear(ffn_size // 2, width)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Map (…, D) to (…, D)."""
@@ -70,9 +81,9 @@ class LatentMoE(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.experts = config.num_experts
-        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
-        self.latent_down = nn.Linear(config.hidden_size, config.latent_size, bias=False)
-        self.latent_up = nn.Linear(config.latent_size, config.hidden_size, bias=False)
+        self.router = Linear(config.hidden_size, config.num_experts)
+        self.latent_down = Linear(config.hidden_size, config.latent_size)
+        self.latent_up = Linear(config.latent_size, config.hidden_size)
         width, ffn = config.latent_size, config.expert_ffn_size
         self.gate_up_EFW = nn.Parameter(torch.empty(config.num_experts, ffn, width))
         self.down_EWH = nn.Parameter(torch.empty(config.num_experts, width, ffn // 2))
@@ -123,6 +134,6 @@ class LatentMoE(nn.Module):
             self.down_EWH.unbind(0),
             strict=True,
         ):
-            gate, up = F.linear(rows_W, gate_up).chunk(2, dim=-1)
-            outs.append(F.linear(F.silu(gate) * up, down))
+            gate, up = F.linear(rows_W, gate_up.to(rows_W.dtype)).chunk(2, dim=-1)
+            outs.append(F.linear(F.silu(gate) * up, down.to(rows_W.dtype)))
         return torch.cat(outs)

@@ -31,6 +31,7 @@ class _Weight:
         live: what the model computes with, (E / ranks, ...).
         flat: the same numbers and padding, in as many pieces as ranks hold these experts.
         master: this rank's piece in FP32; `flat`'s own where that is FP32 on the same device.
+        grad: sum of the micro-batches' gradients of `flat` in FP32.
     """
 
     name: str
@@ -38,6 +39,15 @@ class _Weight:
     live: Tensor
     flat: Tensor
     master: Tensor
+    grad: Tensor | None = None
+
+    def gather_gradient(self, live: Tensor) -> None:
+        """Add a micro-batch's gradient, which has the type of the weight."""
+        assert live.grad is not None
+        if self.grad is None:
+            self.grad = torch.zeros_like(self.flat, dtype=torch.float32)
+        self.grad[: live.numel()] += live.grad.flatten()
+        live.grad = None
 
 
 class ExpertsOptimizer:
@@ -83,14 +93,16 @@ class ExpertsOptimizer:
         setattr(module, weight, live)
         device = torch.device("cpu") if on_host else flat.device
         master = flat.narrow(0, size * self.piece, size).to(device, torch.float32)
-        return _Weight(name, whole.shape, live, flat, master.requires_grad_())
+        made = _Weight(name, whole.shape, live, flat, master.requires_grad_())
+        live.register_post_accumulate_grad_hook(made.gather_gradient)
+        return made
 
     def reduce(self) -> Tensor:
         """Average the gradients over all ranks as DeepSpeed does; returns their global norm."""
         squares = self.weights[0].flat.new_zeros((), dtype=torch.float32)
         for weight in self.weights:
             grad = self._summed(weight) / dist.get_world_size()
-            weight.live.grad = None
+            weight.grad = None
             squares += grad.square().sum()
             weight.master.grad = grad.to(weight.master.device)
         dist.all_reduce(squares)
@@ -98,13 +110,12 @@ class ExpertsOptimizer:
 
     def _summed(self, weight: _Weight) -> Tensor:
         """This rank's piece of the gradient, summed over the ranks with the same experts."""
-        size = weight.master.numel()
-        grad = weight.flat.new_zeros(weight.flat.shape, dtype=torch.float32)
-        if weight.live.grad is not None:
-            grad[: weight.live.numel()] = weight.live.grad.flatten()
+        grad = weight.grad
+        if grad is None:
+            grad = torch.zeros_like(weight.flat, dtype=torch.float32)
         if self.replicas is None:
             return grad
-        piece = grad.new_empty(size)
+        piece = grad.new_empty(weight.master.numel())
         dist.reduce_scatter_tensor(piece, grad, group=self.replicas)
         return piece
 

@@ -26,7 +26,9 @@ class Layout:
         activation_checkpointing: layers keep their inputs only and are computed again.
         offload_optimizer: masters and moments stay in the host's memory, and step there.
         offload_activations: what the forward pass keeps waits in the host's memory.
-        precision: in which matrices are stored; masters are FP32 in either case.
+        precision: in which matrices are stored; masters and sums of gradients are FP32 in either
+            case. BF16 needs ZeRO-2: DeepSpeed's stage 3 has one type for all weights, and its
+            stage 1 adds up micro-batches in the weights' type.
     """
 
     zero_stage: int = 2
@@ -54,6 +56,10 @@ class Layout:
                     f"{field}.{name} is {degree}, which does not divide the launch's {ranks} ranks"
                     ": change it or the number of ranks"
                 )
+        if self.precision == "bf16" and self.zero_stage != 2:
+            raise ValueError(
+                f"{field}.zero_stage is {self.zero_stage}: weights stored in BF16 need zero_stage 2"
+            )
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         context = self.context_parallel
         if heads % context or (kv_heads % context and context % kv_heads):

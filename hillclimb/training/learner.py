@@ -204,7 +204,10 @@ class Learner:
 
 
 def parameter_groups(model: nn.Module, optimizer: dict[str, Any]) -> list[dict[str, Any]]:
-    """Weight decay by kind: attention, embedding, everything else; norms have none."""
+    """Weight decay by kind: attention, embedding, everything else; norms have none.
+
+    A group has one type, because ZeRO lays its parameters into one buffer.
+    """
     groups: dict[str, list[nn.Parameter]] = {"norm": [], "attention": [], "embedding": [], "": []}
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
@@ -221,7 +224,12 @@ def parameter_groups(model: nn.Module, optimizer: dict[str, Any]) -> list[dict[s
         "embedding": optimizer["embedding_weight_decay"],
         "": optimizer["weight_decay"],
     }
-    return [{"params": p, "weight_decay": decay[name]} for name, p in groups.items()]
+    return [
+        {"params": alike, "weight_decay": decay[name]}
+        for name, members in groups.items()
+        for dtype in (torch.float32, torch.bfloat16)
+        if (alike := [p for p in members if p.dtype == dtype])
+    ]
 
 
 def _config(layout: Layout, clip: float, kept_whole: int) -> dict[str, Any]:
