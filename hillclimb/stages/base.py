@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,11 @@ from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.tables import jsonl, read_rows
 from hillclimb.stages.tokens import read_tokens
 from hillclimb.training import runtime
+from hillclimb.training.held_out import token_nll
+from hillclimb.training.layout import Layout
 from hillclimb.training.learner import Learner
 from hillclimb.training.packing import Packed, TokenTable, pack, sample_documents
-from hillclimb.training.pretrain import Pretrainer, token_nll
+from hillclimb.training.pretrain import Pretrainer
 
 MEMORISATION_TOKENS = 8_000
 
@@ -85,12 +86,14 @@ def _finish(
     table: TokenTable,
 ) -> None:
     trainer.spans.write()
+    layout, length = trainer.learner.layout, context.config["phase"]["sequence_length"]
     with trainer.spans.span("held_out"):
-        held_out = held_out_nll(context, model, context.config["phase"]["sequence_length"])
+        held_out = held_out_nll(context, model, length, layout)
     with trainer.spans.span("finish"):
-        memorised = _memorised(context, model, table)
+        memorised = _memorised(context, model, table, layout)
+        weights = trainer.learner.full_weights()
         if context.rank == 0:
-            save_model(context.out, model, tokenizer, "zero")
+            save_model(context.out, model, tokenizer, "zero", weights)
     if context.rank == 0:
         context.out.write_text("metrics.jsonl", jsonl(trainer.metrics))
         context.out.write_json("spikes.json", trainer.spikes)
@@ -113,21 +116,18 @@ def _finish(
 
 
 def held_out_nll(
-    context: Context, model: MaiForCausalLM, length: int
+    context: Context, model: MaiForCausalLM, length: int, layout: Layout
 ) -> dict[str, dict[str, float]]:
     """NLL a token and bits a byte of the mixture's held-out documents, by category."""
     rows = read_rows(context.input("mixture"), "held_out.parquet")
-    mine = rows[dist.get_rank() :: dist.get_world_size()]
-    documents = [np.asarray(row["tokens"], np.int32) for row in mine]
+    documents = [np.asarray(row["tokens"], np.int32) for row in rows]
     categories = sorted({row["category"] for row in rows})
     sums = torch.zeros(len(categories), 3, dtype=torch.float64)
-    for row, nll in zip(mine, token_nll(model, documents, length), strict=True):
+    for row, nll in zip(rows, token_nll(model, documents, length, layout), strict=True):
         share = (len(nll) + 1) / max(len(row["tokens"]), 1)
         sums[categories.index(row["category"])] += torch.tensor(
             [float(nll.sum()), float(len(nll)), row["bytes"] * share], dtype=torch.float64
         )
-    if dist.get_world_size() > 1:
-        dist.all_reduce(sums)
     return {
         name: {
             "nll": nll / max(tokens, 1),
@@ -138,23 +138,19 @@ def held_out_nll(
     }
 
 
-def _memorised(context: Context, model: MaiForCausalLM, table: TokenTable) -> dict[str, float]:
+def _memorised(
+    context: Context, model: MaiForCausalLM, table: TokenTable, layout: Layout
+) -> dict[str, float]:
     """Share of tokens with an NLL under the threshold, on a sample of every source."""
     threshold = context.config["mixture"]["memorised_nll"]
     length = context.config["phase"]["sequence_length"]
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {}
     for number, name in enumerate(table.names):
         order = np.random.default_rng(number).permutation(np.flatnonzero(table.sources == number))
         sizes = np.minimum(table.lengths()[order], length + 1)
         count = int(np.searchsorted(np.cumsum(sizes), MEMORISATION_TOKENS)) + 1
-        mine = order[:count][dist.get_rank() :: dist.get_world_size()]
-        nll = token_nll(model, [table.document(int(i)) for i in mine if sizes.size], length)
+        sample = [table.document(int(i)) for i in order[:count]]
+        nll = token_nll(model, sample, length, layout)
         values = np.concatenate(nll) if nll else np.empty(0)
-        found[name] = torch.tensor([float((values < threshold).sum()), float(len(values))])
-    sums = torch.stack([found[name] for name in table.names]).double()
-    if dist.get_world_size() > 1:
-        dist.all_reduce(sums)
-    return {
-        name: float(low / max(count, 1.0))
-        for name, (low, count) in zip(table.names, sums.tolist(), strict=True)
-    }
+        found[name] = float((values < threshold).sum()) / max(float(len(values)), 1.0)
+    return found

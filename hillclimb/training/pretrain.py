@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from hillclimb.artifacts import ArtifactWriter
-from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.learner import Learner
 from hillclimb.training.packing import Packed
@@ -162,23 +160,3 @@ class Pretrainer:
             f"the loss of step {step + 1} is {loss}; the batch's first documents are {documents}. "
             "The last checkpoint is intact: lower the learning rate's peak or look at them"
         )
-
-
-@torch.no_grad()
-def token_nll(model: MaiForCausalLM, documents: list[np.ndarray], length: int) -> list[np.ndarray]:
-    """NLL of every token but the first of each document, which is cut at `length` + 1 tokens."""
-    model.eval()
-    order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
-    found: list[np.ndarray] = [np.empty(0)] * len(documents)
-    for start in range(0, len(order), 32):
-        chunk = order[start : start + 32]
-        rows = [documents[i][: length + 1] for i in chunk]
-        width = max(map(len, rows))
-        tokens = torch.zeros(len(rows), width, dtype=torch.long)
-        for row, body in enumerate(rows):
-            tokens[row, : len(body)] = torch.from_numpy(body.astype(np.int64))
-        logits = model.logits(model.hidden(tokens[:, :-1]))
-        nll = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-        for index, body, row in zip(chunk, rows, nll.view(len(rows), -1), strict=True):
-            found[index] = row[: len(body) - 1].numpy().astype(np.float64)
-    return found

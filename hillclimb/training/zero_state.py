@@ -6,7 +6,7 @@ holds parts of a few parameters; stage 3 cuts every parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -65,15 +65,18 @@ def make_moments(optimizer: Any) -> None:
     """Zeros, where AdamW has made no moments yet."""
     for flat in _masters(optimizer):
         if not optimizer.optimizer.state.get(flat):
-            optimizer.optimizer.state[flat] = {
-                "step": torch.tensor(0.0),
-                **{key: torch.zeros_like(flat.data) for key in MOMENTS},
-            }
+            optimizer.optimizer.state[flat] = empty_moments(flat)
 
 
-def set_steps(optimizer: Any, steps: int) -> None:
-    """AdamW's count of steps, which its bias correction reads."""
-    for state in optimizer.optimizer.state.values():
+def empty_moments(master: Tensor) -> dict[str, Tensor]:
+    """AdamW's state before its first step."""
+    zeros = {key: torch.zeros_like(master.detach()) for key in MOMENTS}
+    return {"step": torch.tensor(0.0), **zeros}
+
+
+def count_steps(adam: torch.optim.Optimizer, steps: int) -> None:
+    """Set AdamW's count of steps, which its bias correction reads."""
+    for state in adam.state.values():
         if "step" in state:
             state["step"] = torch.full_like(state["step"], float(steps))
 
@@ -89,3 +92,36 @@ def push_masters(optimizer: Any) -> None:
         optimizer._reassign_or_swap_out_partitioned_parameters(index)
     if optimizer.persistent_parameters:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def join_norm(optimizer: Any, norm: Callable[[], Tensor]) -> None:
+    """Make the norm that clips the gradients, and is reported, that of all and of `norm` too."""
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    if partitioned(optimizer):
+        groups = optimizer._get_norm_groups
+
+        def with_ours() -> list[Tensor]:
+            norms = list(groups())
+            return [*norms, norm().to(norms[0].device)]
+
+        optimizer._get_norm_groups = with_ours
+        return
+    whole = optimizer.scaled_global_norm
+
+    def joined(norm_type: int = 2) -> Tensor:
+        theirs = torch.as_tensor(whole(norm_type))
+        combined: Tensor = combine_grad_norm_groups([theirs, norm().to(theirs.device)])
+        return combined
+
+    optimizer.scaled_global_norm = joined
+
+
+def whole_parameter(parameter: nn.Parameter) -> Tensor:
+    """A parameter in FP32, whole; a collective."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if not hasattr(parameter, "ds_id") and parameter.dtype == torch.float32:
+        return parameter.detach()
+    whole: Tensor = safe_get_full_fp32_param(parameter)
+    return whole.detach()
