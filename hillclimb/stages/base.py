@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
-import torch
 import torch.distributed as dist
 
+from hillclimb.artifacts import Artifact
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.tokenizer import TextTokenizer
 from hillclimb.stages.context import Context
 from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.tables import jsonl, read_rows
-from hillclimb.stages.tokens import read_tokens
+from hillclimb.stages.tokens import open_shards
 from hillclimb.training import runtime
+from hillclimb.training.feed import Feed
+from hillclimb.training.held_out import token_nll
+from hillclimb.training.held_out_loss import HeldOutText
 from hillclimb.training.learner import Learner
-from hillclimb.training.packing import Packed, TokenTable, pack, sample_documents
-from hillclimb.training.pretrain import Pretrainer, token_nll
+from hillclimb.training.mixture import phase_budgets
+from hillclimb.training.pretrain import Pretrainer
+from hillclimb.training.sampling import BLOCK_SHARDS, Plan
+from hillclimb.training.shards import Shards
+from hillclimb.training.spikes import in_one_line
 
 MEMORISATION_TOKENS = 8_000
 
@@ -28,23 +31,19 @@ def make_base_phase(context: Context) -> None:
     """Train one phase, then measure it on held-out text and for memorised tokens."""
     runtime.start(context.request.threads)
     model, tokenizer = _starting_point(context)
-    table = read_tokens(context.input("mixture"))
-    packed = _packed(context, table, tokenizer)
+    feed = _feed(context, tokenizer)
     config = context.config
     learner = Learner(
         model, config["optimizer"], config["phase"]["zero_stage"], config["balance_coefficient"]
     )
-    trainer = Pretrainer(learner, packed, table.names, config, context.seed)
-    if trainer.steps == 0:
-        raise ValueError(
-            f"{context.request.name}: the mixture gives {packed.tokens.size} tokens, less than one "
-            f"batch of {config['batch_tokens']}: raise the corpus's caps or lower batch_tokens"
-        )
+    trainer = Pretrainer(learner, feed, config, context.seed)
     for row in trainer.run(context.out):
         if context.rank == 0:
             context.reporter.progress(row["step"], trainer.steps, f"loss {row['loss']:.3f}")
             context.reporter.metrics(row, int(row["step"]))
-    _finish(context, trainer, model, tokenizer, table)
+            if row["spike"]:
+                context.reporter.log(in_one_line(trainer.watch.spikes[-1]))
+    _finish(context, trainer, model, tokenizer)
     runtime.stop()
 
 
@@ -58,46 +57,55 @@ def _starting_point(context: Context) -> tuple[MaiForCausalLM, TextTokenizer]:
     return MaiForCausalLM(config).initialise(context.seed), tokenizer
 
 
-def _packed(context: Context, table: TokenTable, tokenizer: TextTokenizer) -> Packed:
-    """The phase's sequences: the mixture's budget scaled to the phase's tokens."""
-    phase = context.config["phase"]
-    sources = context.input("mixture").json("mixture.json")["sources"]
-    used = sum(source["tokens_used"] for source in sources.values())
-    scale = min(1.0, phase["tokens"] / max(1, used)) * 1.02
-    budget = {name: math.ceil(s["tokens_used"] * scale) for name, s in sources.items()}
-    seed = context.seed * 31 + phase["sequence_length"]
-    packed = pack(
-        table, sample_documents(table, budget, seed), phase["sequence_length"],
-        tokenizer.end_of_text,
+def _feed(context: Context, tokenizer: TextTokenizer) -> Feed:
+    """The phase's rows: the mixture's plan and caps, scaled to the phase's part of its tokens.
+
+    Raises:
+        ValueError: if they are less than one batch.
+    """
+    phase, mixture = context.config["phase"], context.streamed("mixture")
+    length, batch = phase["sequence_length"], context.config["batch_tokens"]
+    sources = mixture.json("mixture.json")["sources"]
+    seed = context.seed * 31 + length
+    plan = Plan(open_shards(mixture), phase_budgets(sources, phase["tokens"]), seed)
+    feed = Feed(
+        plan, length, tokenizer.end_of_text, batch // length, phase["tokens"] // length,
+        dist.get_rank(), dist.get_world_size(),
     )  # fmt: skip
-    rows = phase["tokens"] // phase["sequence_length"]
-    return Packed(
-        packed.tokens[:rows], packed.segments[:rows], packed.sources[:rows], packed.documents[:rows]
-    )
+    if feed.steps == 0:
+        raise ValueError(
+            f"{context.request.name}: the mixture gives {len(plan)} tokens, less than one batch of "
+            f"{batch}: raise the corpus's caps or lower batch_tokens"
+        )
+    missing = phase["tokens"] - feed.steps * batch
+    if missing >= batch and context.rank == 0:
+        context.reporter.log(
+            f"the feed is {missing} tokens short of the phase's {phase['tokens']}: "
+            "sources.json will say which sources end at their caps"
+        )
+    return feed
 
 
 def _finish(
-    context: Context,
-    trainer: Pretrainer,
-    model: MaiForCausalLM,
-    tokenizer: TextTokenizer,
-    table: TokenTable,
+    context: Context, trainer: Pretrainer, model: MaiForCausalLM, tokenizer: TextTokenizer
 ) -> None:
-    held_out = held_out_nll(context, model, context.config["phase"]["sequence_length"])
-    memorised = _memorised(context, model, table)
+    length, mixture = context.config["phase"]["sequence_length"], context.streamed("mixture")
+    held_out = HeldOutText(read_rows(mixture, "held_out.parquet"), length).losses(model)
+    memorised = _memorised(context, model, trainer.feed.plan.shards)
     if context.rank == 0:
         save_model(context.out, model, tokenizer, "zero")
         context.out.write_text("metrics.jsonl", jsonl(trainer.metrics))
-        context.out.write_json("spikes.json", trainer.spikes)
+        context.out.write_json("spikes.json", trainer.watch.spikes)
         context.out.write_json("held_out.json", held_out)
         context.out.write_json("memorisation.json", memorised)
+        context.out.write_json("sources.json", _given(mixture, trainer.feed))
         last = trainer.metrics[-1]
         late = trainer.metrics[-max(1, len(trainer.metrics) // 20) :]
         metrics = {
             "loss": sum(row["loss"] for row in late) / len(late),
             "steps": len(trainer.metrics),
             "tokens": last["tokens"],
-            "spikes": len(trainer.spikes),
+            "spikes": len(trainer.watch.spikes),
             "router_max_share": last["router_max_share"],
         }
         bpb = {f"bpb_{name}": values["bpb"] for name, values in held_out.items()}
@@ -106,49 +114,41 @@ def _finish(
         dist.barrier()
 
 
-def held_out_nll(
-    context: Context, model: MaiForCausalLM, length: int
-) -> dict[str, dict[str, float]]:
-    """NLL a token and bits a byte of the mixture's held-out documents, by category."""
-    rows = read_rows(context.input("mixture"), "held_out.parquet")
-    mine = rows[dist.get_rank() :: dist.get_world_size()]
-    documents = [np.asarray(row["tokens"], np.int32) for row in mine]
-    categories = sorted({row["category"] for row in rows})
-    sums = torch.zeros(len(categories), 3, dtype=torch.float64)
-    for row, nll in zip(mine, token_nll(model, documents, length), strict=True):
-        share = (len(nll) + 1) / max(len(row["tokens"]), 1)
-        sums[categories.index(row["category"])] += torch.tensor(
-            [float(nll.sum()), float(len(nll)), row["bytes"] * share], dtype=torch.float64
-        )
-    if dist.get_world_size() > 1:
-        dist.all_reduce(sums)
+def _given(mixture: Artifact, feed: Feed) -> dict[str, dict[str, float]]:
+    """What each source was to give in this phase and gave, in tokens, documents and epochs."""
+    tokens, documents = feed.given(feed.steps)
+    caps = mixture.json("mixture.json")["sources"]
     return {
         name: {
-            "nll": nll / max(tokens, 1),
-            "bpb": nll / max(size, 1) / math.log(2),
-            "tokens": tokens,
+            "planned": feed.plan.budgets[number].planned,
+            "given": int(tokens[number]),
+            "documents": int(documents[number]),
+            "epochs": int(tokens[number]) / max(int(feed.plan.available[number]), 1),
+            "cap": feed.plan.budgets[number].cap / max(int(feed.plan.available[number]), 1),
+            "mixture_cap": caps[name]["epoch_cap"],
         }
-        for name, (nll, tokens, size) in zip(categories, sums.tolist(), strict=True)
+        for number, name in enumerate(feed.names)
     }
 
 
-def _memorised(context: Context, model: MaiForCausalLM, table: TokenTable) -> dict[str, float]:
-    """Share of tokens with an NLL under the threshold, on a sample of every source."""
+def _memorised(context: Context, model: MaiForCausalLM, shards: Shards) -> dict[str, float]:
+    """Share of tokens with an NLL under the threshold, on a sample of every source.
+
+    The sample is of the first block of shards, which are themselves samples of the corpus.
+    """
     threshold = context.config["mixture"]["memorised_nll"]
     length = context.config["phase"]["sequence_length"]
-    found: dict[str, Any] = {}
-    for number, name in enumerate(table.names):
-        order = np.random.default_rng(number).permutation(np.flatnonzero(table.sources == number))
-        sizes = np.minimum(table.lengths()[order], length + 1)
-        count = int(np.searchsorted(np.cumsum(sizes), MEMORISATION_TOKENS)) + 1
-        mine = order[:count][dist.get_rank() :: dist.get_world_size()]
-        nll = token_nll(model, [table.document(int(i)) for i in mine if sizes.size], length)
-        values = np.concatenate(nll) if nll else np.empty(0)
-        found[name] = torch.tensor([float((values < threshold).sum()), float(len(values))])
-    sums = torch.stack([found[name] for name in table.names]).double()
-    if dist.get_world_size() > 1:
-        dist.all_reduce(sums)
-    return {
-        name: float(low / max(count, 1.0))
-        for name, (low, count) in zip(table.names, sums.tolist(), strict=True)
-    }
+    count = int(shards.firsts[: BLOCK_SHARDS + 1][-1])
+    chosen = []
+    for number in range(len(shards.names)):
+        mine = np.flatnonzero(shards.sources[:count] == number)
+        order = np.random.default_rng(number).permutation(mine)
+        sizes = np.minimum(shards.lengths()[order], length + 1)
+        chosen.append(order[: int(np.searchsorted(np.cumsum(sizes), MEMORISATION_TOKENS)) + 1])
+    texts = shards.read(np.sort(np.concatenate(chosen)))
+    found = {}
+    for name, documents in zip(shards.names, chosen, strict=True):
+        nll = token_nll(model, [texts.body(int(i)) for i in documents], length)
+        values = np.concatenate([np.empty(0), *nll])
+        found[name] = float((values < threshold).sum()) / max(len(values), 1)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -92,9 +92,7 @@ class Feed:
         np.add.at(marks, opens, 1)
         np.add.at(marks, closes, -1)
         texts = self.plan.shards.read(np.unique(visit.order[np.cumsum(marks)[:-1] > 0]))
-        return _Loaded(
-            visit, texts, texts.offsets[np.searchsorted(texts.documents, visit.order)]
-        )
+        return _Loaded(visit, texts, texts.offsets[np.searchsorted(texts.documents, visit.order)])
 
     def _pack(self, step: int, loaded: list[_Loaded]) -> Packed:
         rows = self._mine(step * self.batch_rows, (step + 1) * self.batch_rows)
@@ -137,7 +135,7 @@ def _span(starts: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.nd
     return first.clip(min=0), np.searchsorted(starts, end).clip(max=len(starts) - 1)
 
 
-def prefetch(items: Generator[T], ahead: int) -> Iterator[T]:
+def prefetch(items: Generator[T], ahead: int) -> Generator[T]:
     """Run a generator in a thread, at most `ahead` items before whoever takes them.
 
     A thread and not a process: decoding and copying leave the interpreter's lock alone.
@@ -148,7 +146,8 @@ def prefetch(items: Generator[T], ahead: int) -> Iterator[T]:
     def put(item: list[T], error: BaseException | None = None) -> None:
         while not stop.is_set():
             with contextlib.suppress(queue.Full):
-                return ready.put((item, error), timeout=0.1)
+                ready.put((item, error), timeout=0.1)
+                return
 
     def fill() -> None:
         try:

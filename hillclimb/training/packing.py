@@ -70,6 +70,11 @@ class Packed:
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
 
+    def __getitem__(self, rows: slice) -> Packed:
+        return Packed(
+            self.tokens[rows], self.segments[rows], self.sources[rows], self.documents[rows]
+        )
+
 
 def sample_documents(
     table: Documents, budget: dict[str, int], seed: int, room: dict[str, int] | None = None

@@ -8,19 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hillclimb.training.mixture import Budget
 from hillclimb.training.packing import draw
 from hillclimb.training.shards import Shards
 
 BLOCK_SHARDS = 4
 """Shards whose documents are shuffled among one another, and are in memory together."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Tokens that a source is to give to a phase, and the most that its epoch cap allows."""
-
-    tokens: int
-    cap: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Plan:
 
     def __init__(self, shards: Shards, budgets: Mapping[str, Budget], seed: int) -> None:
         self.shards, self.seed = shards, seed
-        self.budgets = [budgets.get(name, Budget(0, 0)) for name in shards.names]
+        self.budgets = [budgets.get(name, Budget(0, 0, 0)) for name in shards.names]
         self.lengths = shards.lengths()
         count = len(shards.uris)
         alone = count <= BLOCK_SHARDS
@@ -63,7 +56,9 @@ class Plan:
         self.available = np.bincount(
             shards.sources, weights=self.lengths, minlength=len(shards.names)
         ).astype(np.int64)
-        epochs = [b.tokens / n for b, n in zip(self.budgets, self.available.tolist(), strict=True) if n]
+        epochs = [
+            b.drawn / n for b, n in zip(self.budgets, self.available.tolist(), strict=True) if n
+        ]
         self.rounds = 1 if alone else max(1, math.ceil(max(epochs, default=1.0)))
         self.turns = [
             (int(block), turn)
@@ -142,10 +137,10 @@ class Plan:
         by_source = np.argsort(self.shards.sources[mine], kind="stable")
         ends = np.cumsum(np.bincount(self.shards.sources[mine], minlength=len(self.budgets)))
         parts, turns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        (seen, given), (after, _) = self._before[block], self._before[block + 1]
+        given, after = self._before[block, 1], self._before[block + 1, 0]
         for source, budget in enumerate(self.budgets):
             group = mine[by_source[ends[source - 1] if source else 0 : ends[source]]]
-            due = budget.tokens * int(after[source]) // max(int(self.available[source]), 1)
+            due = budget.drawn * int(after[source]) // max(int(self.available[source]), 1)
             done = int(given[source])
             parts.append(draw(rng, group, self.lengths, due - done, budget.cap - done))
             turns.append(_spread(self.lengths[parts[-1]], self.rounds, rng))
