@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hillclimb.recipe.base import Section
 from hillclimb.recipe.kubernetes import Kubernetes
@@ -36,6 +36,12 @@ class Layout(Section):
         "fp32", description="how matrices are stored; products on a GPU are BF16 either way"
     )
     offload_optimizer: bool = Field(False, description="moments and master weights on the host")
+
+    @model_validator(mode="after")
+    def _storage(self) -> Layout:
+        if self.weights == "bf16" and self.zero_stage != 2:
+            raise ValueError(f"weights=bf16 needs zero_stage=2, not {self.zero_stage}")
+        return self
 
 
 class Compute(Section):

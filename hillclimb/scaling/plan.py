@@ -142,9 +142,9 @@ def _stage_plan(
     if estimate is None:
         return StagePlan(spec.name, spec.kind, spec.group)
     work = estimate(recipe, spec, specs)
-    vocab, width = recipe.tokenizer.vocab_size, recipe.compute.accelerator.weight_bytes
+    vocab = recipe.tokenizer.vocab_size
     makes_model = spec.name in checkpoints(specs)
-    state = training_state_bytes(recipe.model, vocab, width)
+    state = training_state_bytes(recipe.model, vocab)
     return StagePlan(
         spec.name,
         spec.kind,
@@ -153,7 +153,7 @@ def _stage_plan(
         work.tokens,
         work.flops,
         work.memory,
-        weights_bytes(recipe.model, vocab, width) if makes_model else 0,
+        weights_bytes(recipe.model, vocab) if makes_model else 0,
         state if makes_model else 0,
         work.accelerators,
         work.hours,
