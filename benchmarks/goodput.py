@@ -40,7 +40,8 @@ RECIPE = (
     "base.micro_batch_tokens=4096", "base.phase_16k.sequence_length=128",
     "corpus.sources.0.max_chars=2000000", "pretraining_mixture.weights.code=0.8",
 )  # fmt: skip
-DAYS = 10.0
+DAYS = 5.0
+STEADY = ("data", "slow_steps", "other")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ def main() -> None:
     print(f"\nfrom this run: {told(costs)}")
     minutes = args.kill_every / 60
     print(f"\nSIMULATED: {DAYS:g} days, a kill every {minutes:g} min, times of the measured run")
-    show_simulations(costs, args)
+    best = show_simulations(costs, args)
+    steady = sum(found.stalls[part] for part in STEADY)
+    share = found.ideal / (found.ideal + steady)
+    print(f"with the run's data, slow steps and other on top: {best.goodput * share:.3f}")
     given = Costs(args.step, args.checkpoint, args.write, args.restart)
     print(f"\nSIMULATED from times that were given, not measured: {told(given)}")
     show_simulations(given, args)
@@ -87,9 +91,9 @@ def parsed() -> argparse.Namespace:
     )
     number: dict[str, Any] = {"type": float}
     parser.add_argument("--seed", type=int, default=20261126)
-    parser.add_argument("--steps", type=int, default=200, help="of the measured run")
+    parser.add_argument("--steps", type=int, default=300, help="of the measured run")
     parser.add_argument("--every", type=int, default=20, help="steps between its checkpoints")
-    parser.add_argument("--mean", **number, default=60.0, help="seconds between its kills")
+    parser.add_argument("--mean", **number, default=40.0, help="seconds between its kills")
     parser.add_argument("--warm", action="store_true", help="fork from a warm interpreter")
     parser.add_argument("--root", help="keep the artifacts here")
     parser.add_argument("--kill-every", **number, default=600.0, help="seconds, simulated")
@@ -174,17 +178,18 @@ def without_kills(found: Goodput) -> Goodput:
     return Goodput(found.ideal + sum(stalls.values()), found.ideal, stalls, 1, found.steps, 0)
 
 
-def show_simulations(costs: Costs, args: argparse.Namespace) -> None:
-    """At the best interval, at half and at twice of it, and the restart that 0.9 allows."""
+def show_simulations(costs: Costs, args: argparse.Namespace) -> Goodput:
+    """At the best interval, which is returned, at half and at twice of it; and the restart that
+    0.9 allows."""
     best = interval(costs, args.kill_every)
-    show(
-        {
-            f"checkpoint every {steps} steps": simulated(costs, steps, args.kill_every, args.seed)
-            for steps in (max(1, best // 2), best, 2 * best)
-        }
-    )
+    found = {
+        steps: simulated(costs, steps, args.kill_every, args.seed)
+        for steps in (max(1, best // 2), best, 2 * best)
+    }
+    show({f"checkpoint every {steps} steps": account for steps, account in found.items()})
     longest = longest_restart(costs, best, args)
     print(f"every {best} steps, goodput is 0.9 with a restart of {longest:.0f} s")
+    return found[best]
 
 
 def interval(costs: Costs, kill_every: float) -> int:
@@ -222,7 +227,7 @@ def simulated(costs: Costs, every: int, kill_every: float, seed: int) -> Goodput
 def longest_restart(costs: Costs, every: int, args: argparse.Namespace) -> float:
     """The restart with which goodput is 0.9, by bisection."""
     low, high = 0.0, args.kill_every
-    for _ in range(12):
+    for _ in range(9):
         middle = (low + high) / 2
         tried = Costs(costs.step, costs.checkpoint, costs.write, middle)
         enough = simulated(tried, every, args.kill_every, args.seed).goodput >= 0.9
