@@ -32,6 +32,9 @@ class Layout(Section):
     activations: Literal["kept", "recomputed", "on_host"] = Field(
         "kept", description="between forward and backward; on_host: recomputed, inputs offloaded"
     )
+    weights: Literal["fp32", "bf16"] = Field(
+        "fp32", description="how matrices are stored; products on a GPU are BF16 either way"
+    )
     offload_optimizer: bool = Field(False, description="moments and master weights on the host")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
+from hillclimb.artifacts import Artifact
+from hillclimb.evaluation.positions import by_position, position_sums
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.tokenizer import TextTokenizer
@@ -16,36 +16,47 @@ from hillclimb.stages.account import write_goodput
 from hillclimb.stages.context import Context
 from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.tables import jsonl, read_rows
-from hillclimb.stages.tokens import read_tokens
+from hillclimb.stages.tokens import open_shards
 from hillclimb.training import runtime
+from hillclimb.training.determinism import be_deterministic
+from hillclimb.training.feed import Feed
+from hillclimb.training.held_out import token_nll
+from hillclimb.training.held_out_loss import HeldOutText
+from hillclimb.training.layout import Layout
 from hillclimb.training.learner import Learner
-from hillclimb.training.packing import Packed, TokenTable, pack, sample_documents
-from hillclimb.training.pretrain import Pretrainer, token_nll
+from hillclimb.training.mixture import phase_budgets
+from hillclimb.training.pretrain import Pretrainer
+from hillclimb.training.sampling import BLOCK_SHARDS, Plan
+from hillclimb.training.shards import Shards
+from hillclimb.training.spikes import in_one_line
 
 MEMORISATION_TOKENS = 8_000
+HELD_OUT_TOKENS = 50_000
 
 
 def make_base_phase(context: Context) -> None:
     """Train one phase, then measure it on held-out text and for memorised tokens."""
+    if context.config["deterministic"]:
+        be_deterministic()
     runtime.start(context.request.threads)
     model, tokenizer = _starting_point(context)
-    table = read_tokens(context.input("mixture"))
-    packed = _packed(context, table, tokenizer)
-    config = context.config
+    config, phase = context.config, context.config["phase"]
+    layout = layout_of(phase)
     learner = Learner(
-        model, config["optimizer"], config["phase"]["zero_stage"], config["balance_coefficient"]
+        model, config["optimizer"], layout, config["balance_coefficient"], _place(context)
     )
-    trainer = Pretrainer(learner, packed, table.names, config, context.seed)
-    if trainer.steps == 0:
-        raise ValueError(
-            f"{context.request.name}: the mixture gives {packed.tokens.size} tokens, less than one "
-            f"batch of {config['batch_tokens']}: raise the corpus's caps or lower batch_tokens"
-        )
+    feed = _feed(context, tokenizer, layout)
+    trainer = Pretrainer(
+        learner, feed, config | {"micro_batch_tokens": _micro_batch(config)}, context.seed,
+        _held_out(context, HELD_OUT_TOKENS), config["held_out_every"],
+    )  # fmt: skip
     for row in trainer.run(context.out):
         if context.rank == 0:
             context.reporter.progress(row["step"], trainer.steps, f"loss {row['loss']:.3f}")
             context.reporter.metrics(row, int(row["step"]))
-    _finish(context, trainer, model, tokenizer, table)
+            if row["spike"]:
+                context.reporter.log(in_one_line(trainer.watch.spikes[-1]))
+    _finish(context, trainer, model, tokenizer)
     runtime.stop()
 
 
@@ -59,102 +70,139 @@ def _starting_point(context: Context) -> tuple[MaiForCausalLM, TextTokenizer]:
     return MaiForCausalLM(config).initialise(context.seed), tokenizer
 
 
-def _packed(context: Context, table: TokenTable, tokenizer: TextTokenizer) -> Packed:
-    """The phase's sequences: the mixture's budget scaled to the phase's tokens."""
-    phase = context.config["phase"]
-    sources = context.input("mixture").json("mixture.json")["sources"]
-    used = sum(source["tokens_used"] for source in sources.values())
-    scale = min(1.0, phase["tokens"] / max(1, used)) * 1.02
-    budget = {name: math.ceil(s["tokens_used"] * scale) for name, s in sources.items()}
-    seed = context.seed * 31 + phase["sequence_length"]
-    packed = pack(
-        table, sample_documents(table, budget, seed), phase["sequence_length"],
-        tokenizer.end_of_text,
-    )  # fmt: skip
-    rows = phase["tokens"] // phase["sequence_length"]
-    return Packed(
-        packed.tokens[:rows], packed.segments[:rows], packed.sources[:rows], packed.documents[:rows]
+def layout_of(section: dict[str, Any]) -> Layout:
+    """The layout that a recipe's section (as a dict) asks for."""
+    return Layout(
+        zero_stage=section["zero_stage"],
+        context_parallel=section["context_parallel"],
+        expert_parallel=section["expert_parallel"],
+        activation_checkpointing=section["activations"] != "kept",
+        offload_activations=section["activations"] == "on_host",
+        offload_optimizer=section["offload_optimizer"],
+        precision=section["weights"],
     )
 
 
+def _place(context: Context) -> str:
+    """Where the recipe says how this phase is laid out."""
+    return f"base.phase_{context.request.name.rpartition('_')[2]}"
+
+
+def _micro_batch(config: dict[str, Any]) -> int:
+    return int(config["phase"]["micro_batch_tokens"] or config["micro_batch_tokens"])
+
+
+def _held_out(context: Context, category_tokens: int | None = None) -> HeldOutText:
+    rows = read_rows(context.streamed("mixture"), "held_out.parquet")
+    return HeldOutText(rows, context.config["phase"]["sequence_length"], category_tokens)
+
+
+def _feed(context: Context, tokenizer: TextTokenizer, layout: Layout) -> Feed:
+    """The phase's rows: the mixture's plan and caps, scaled to the phase's part of its tokens.
+
+    Raises:
+        ValueError: if they are less than one batch.
+    """
+    phase, mixture = context.config["phase"], context.streamed("mixture")
+    length, batch = phase["sequence_length"], context.config["batch_tokens"]
+    sources = mixture.json("mixture.json")["sources"]
+    seed = context.seed * 31 + length
+    plan = Plan(open_shards(mixture), phase_budgets(sources, phase["tokens"]), seed)
+    feed = Feed(
+        plan, length, tokenizer.end_of_text, batch // length, phase["tokens"] // length,
+        layout.data_rank, layout.data_world,
+    )  # fmt: skip
+    if feed.steps == 0:
+        raise ValueError(
+            f"{context.request.name}: the mixture gives {len(plan)} tokens, less than one batch of "
+            f"{batch}: raise the corpus's caps or lower batch_tokens"
+        )
+    missing = phase["tokens"] - feed.steps * batch
+    if missing >= batch and context.rank == 0:
+        context.reporter.log(
+            f"the feed is {missing} tokens short of the phase's {phase['tokens']}: "
+            "sources.json will say which sources end at their caps"
+        )
+    return feed
+
+
 def _finish(
-    context: Context,
-    trainer: Pretrainer,
-    model: MaiForCausalLM,
-    tokenizer: TextTokenizer,
-    table: TokenTable,
+    context: Context, trainer: Pretrainer, model: MaiForCausalLM, tokenizer: TextTokenizer
 ) -> None:
-    trainer.spans.write()
-    with trainer.spans.span("held_out"):
-        held_out = held_out_nll(context, model, context.config["phase"]["sequence_length"])
-    with trainer.spans.span("finish"):
-        memorised = _memorised(context, model, table)
+    spans, learner, mixture = trainer.spans, trainer.learner, context.streamed("mixture")
+    spans.write()
+    with spans.span("held_out"):
+        text = _held_out(context)
+        nll = text.token_nll(model, learner.layout)
+        held_out, positions = (
+            text.by_category(nll),
+            by_position(position_sums(nll, text.length), text.length),
+        )
+    with spans.span("finish"):
+        memorised = _memorised(context, model, trainer.feed.plan.shards, learner.layout)
+        weights = learner.full_weights()
         if context.rank == 0:
-            save_model(context.out, model, tokenizer, "zero")
+            save_model(context.out, model, tokenizer, "zero", weights)
     if context.rank == 0:
         context.out.write_text("metrics.jsonl", jsonl(trainer.metrics))
-        context.out.write_json("spikes.json", trainer.spikes)
+        context.out.write_json("spikes.json", trainer.watch.spikes)
         context.out.write_json("held_out.json", held_out)
+        context.out.write_json("positions.json", positions)
         context.out.write_json("memorisation.json", memorised)
+        context.out.write_json("sources.json", _given(mixture, trainer.feed))
         last = trainer.metrics[-1]
         late = trainer.metrics[-max(1, len(trainer.metrics) // 20) :]
         metrics = {
             "loss": sum(row["loss"] for row in late) / len(late),
             "steps": len(trainer.metrics),
             "tokens": last["tokens"],
-            "spikes": len(trainer.spikes),
+            "spikes": len(trainer.watch.spikes),
             "router_max_share": last["router_max_share"],
         }
         bpb = {f"bpb_{name}": values["bpb"] for name, values in held_out.items()}
-        goodput = write_goodput(context, trainer.spans)
+        goodput = write_goodput(context, spans)
         context.commit(metrics | bpb | goodput, {"held_out": held_out, "memorised": memorised})
     if dist.get_world_size() > 1:
         dist.barrier()
 
 
-def held_out_nll(
-    context: Context, model: MaiForCausalLM, length: int
-) -> dict[str, dict[str, float]]:
-    """NLL a token and bits a byte of the mixture's held-out documents, by category."""
-    rows = read_rows(context.input("mixture"), "held_out.parquet")
-    mine = rows[dist.get_rank() :: dist.get_world_size()]
-    documents = [np.asarray(row["tokens"], np.int32) for row in mine]
-    categories = sorted({row["category"] for row in rows})
-    sums = torch.zeros(len(categories), 3, dtype=torch.float64)
-    for row, nll in zip(mine, token_nll(model, documents, length), strict=True):
-        share = (len(nll) + 1) / max(len(row["tokens"]), 1)
-        sums[categories.index(row["category"])] += torch.tensor(
-            [float(nll.sum()), float(len(nll)), row["bytes"] * share], dtype=torch.float64
-        )
-    if dist.get_world_size() > 1:
-        dist.all_reduce(sums)
+def _given(mixture: Artifact, feed: Feed) -> dict[str, dict[str, float]]:
+    """What each source was to give in this phase and gave, in tokens, documents and epochs."""
+    tokens, documents = feed.given(feed.steps)
+    caps = mixture.json("mixture.json")["sources"]
     return {
         name: {
-            "nll": nll / max(tokens, 1),
-            "bpb": nll / max(size, 1) / math.log(2),
-            "tokens": tokens,
+            "planned": feed.plan.budgets[number].planned,
+            "given": int(tokens[number]),
+            "documents": int(documents[number]),
+            "epochs": int(tokens[number]) / max(int(feed.plan.available[number]), 1),
+            "cap": feed.plan.budgets[number].cap / max(int(feed.plan.available[number]), 1),
+            "mixture_cap": caps[name]["epoch_cap"],
         }
-        for name, (nll, tokens, size) in zip(categories, sums.tolist(), strict=True)
+        for number, name in enumerate(feed.names)
     }
 
 
-def _memorised(context: Context, model: MaiForCausalLM, table: TokenTable) -> dict[str, float]:
-    """Share of tokens with an NLL under the threshold, on a sample of every source."""
+def _memorised(
+    context: Context, model: MaiForCausalLM, shards: Shards, layout: Layout
+) -> dict[str, float]:
+    """Share of tokens with an NLL under the threshold, on a sample of every source.
+
+    The sample is of the first block of shards, which are themselves samples of the corpus.
+    """
     threshold = context.config["mixture"]["memorised_nll"]
     length = context.config["phase"]["sequence_length"]
-    found: dict[str, Any] = {}
-    for number, name in enumerate(table.names):
-        order = np.random.default_rng(number).permutation(np.flatnonzero(table.sources == number))
-        sizes = np.minimum(table.lengths()[order], length + 1)
-        count = int(np.searchsorted(np.cumsum(sizes), MEMORISATION_TOKENS)) + 1
-        mine = order[:count][dist.get_rank() :: dist.get_world_size()]
-        nll = token_nll(model, [table.document(int(i)) for i in mine if sizes.size], length)
-        values = np.concatenate(nll) if nll else np.empty(0)
-        found[name] = torch.tensor([float((values < threshold).sum()), float(len(values))])
-    sums = torch.stack([found[name] for name in table.names]).double()
-    if dist.get_world_size() > 1:
-        dist.all_reduce(sums)
-    return {
-        name: float(low / max(count, 1.0))
-        for name, (low, count) in zip(table.names, sums.tolist(), strict=True)
-    }
+    count = int(shards.firsts[: BLOCK_SHARDS + 1][-1])
+    chosen = []
+    for number in range(len(shards.names)):
+        mine = np.flatnonzero(shards.sources[:count] == number)
+        order = np.random.default_rng(number).permutation(mine)
+        sizes = np.minimum(shards.lengths()[order], length + 1)
+        chosen.append(order[: int(np.searchsorted(np.cumsum(sizes), MEMORISATION_TOKENS)) + 1])
+    texts = shards.read(np.sort(np.concatenate(chosen)))
+    found = {}
+    for name, documents in zip(shards.names, chosen, strict=True):
+        nll = token_nll(model, [texts.body(int(i)) for i in documents], length, layout)
+        values = np.concatenate([np.empty(0), *nll])
+        found[name] = float((values < threshold).sum()) / max(len(values), 1)
+    return found

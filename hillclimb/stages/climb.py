@@ -27,7 +27,7 @@ from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.problems import read_problems
 from hillclimb.stages.tables import jsonl, write_table
 from hillclimb.training import runtime
-from hillclimb.training.checkpoint import latest, load_checkpoint, save_checkpoint
+from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.learner import Learner
 from hillclimb.training.spans import Spans
 
@@ -60,12 +60,13 @@ def make_climb(context: Context) -> None:
     with (
         closing(_engine(context, model)) as engine,
         Graders(program_runner(sandboxes)) as graders,
+        Checkpointer(context.out, learner, context.reporter.log) as checkpoints,
     ):
         sampler = Sampler(engine, tokenizer, template, sandboxes)
         climb = Climb(config, learner, sampler, graders, problems, shares, context.seed)
         spans = Spans(context.out)
-        _restore(context, climb)
-        _run(context, climb, spans)
+        _restore(context, climb, checkpoints)
+        _run(context, climb, checkpoints, spans)
     with spans.span("finish"):
         save_model(context.out, model, tokenizer, template)
     _finish(context, climb, spans)
@@ -79,7 +80,7 @@ def _engine(context: Context, model: MaiForCausalLM) -> RolloutEngine:
     return TorchEngine(model)
 
 
-def _run(context: Context, climb: Climb, spans: Spans) -> None:
+def _run(context: Context, climb: Climb, checkpoints: Checkpointer, spans: Spans) -> None:
     every, saved = context.config["climb"]["checkpoint_every"], len(climb.rows)
     total = climb.curriculum.total_steps
     updates = climb.run()
@@ -99,22 +100,14 @@ def _run(context: Context, climb: Climb, spans: Spans) -> None:
             saved = len(climb.rows)
             with spans.span("checkpoint", number):
                 state, arrays = climb.state()
-                save_checkpoint(
-                    context.out,
-                    climb.learner,
-                    climb.update,
-                    state,
-                    {"buffer.safetensors": save(arrays)},
-                )
+                checkpoints.save(climb.update, state, {"buffer.safetensors": save(arrays)})
 
 
-def _restore(context: Context, climb: Climb) -> None:
-    state = load_checkpoint(context.out, climb.learner)
+def _restore(context: Context, climb: Climb, checkpoints: Checkpointer) -> None:
+    state = checkpoints.load()
     if state is None:
         return
-    folder = latest(context.out)
-    with context.out.fs.open(context.out.path(f"{folder}/buffer.safetensors"), "rb") as stream:
-        climb.restore(state, load(stream.read()))
+    climb.restore(state, load(checkpoints.extra("buffer.safetensors")))
     context.reporter.log(f"going on after {len(climb.rows)} gradient steps")
 
 

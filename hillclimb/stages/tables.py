@@ -32,8 +32,10 @@ def read_table(artifact: Artifact, pattern: str, columns: list[str] | None = Non
     Raises:
         FileNotFoundError: if none matches, naming the artifact.
     """
-    folder = artifact.local()
-    paths = sorted(glob.glob(str(folder / pattern)))
+    if "*" in pattern:
+        paths = sorted(glob.glob(str(artifact.local() / pattern)))
+    else:
+        paths = [str(path) for path in [artifact.local(pattern)] if path.exists()]
     if not paths:
         raise FileNotFoundError(f"{artifact.uri} holds no {pattern}")
     return pa.concat_tables(pq.read_table(path, columns=columns) for path in paths)

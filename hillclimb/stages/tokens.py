@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from hillclimb.artifacts import Artifact
 from hillclimb.corpus import iter_documents
 from hillclimb.corpus.rows import Document
 from hillclimb.model.tokenizer import TextTokenizer, train_tokenizer
 from hillclimb.stages.context import Context
-from hillclimb.stages.tables import read_table, write_table
+from hillclimb.stages.dealing import INDEX, TOKENS, deal, shard_name
+from hillclimb.stages.tables import write_table
 from hillclimb.training.mixture import SourceShare, plan_mixture
-from hillclimb.training.packing import TokenTable
+from hillclimb.training.shards import Shards
 
-TOKENS = pa.schema(
+HELD_OUT_SHARE = 0.02
+SPOOL_ROWS = 1024
+KNOWN = pa.schema(
     [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("category", pa.string()),
-        ("bytes", pa.int64()),
-        ("tokens", pa.list_(pa.int32())),
+        ("unit", pa.float64()),
+        ("category", pa.dictionary(pa.int32(), pa.string())),
+        ("tokens", pa.int32()),
     ]
 )
-HELD_OUT_SHARE = 0.02
 
 
 def make_tokenizer(context: Context) -> None:
@@ -48,15 +53,21 @@ def _sample(documents: Iterator[Document], share: float) -> Iterator[str]:
 
 
 def make_mixture(context: Context) -> None:
-    """Tokenise the corpus, keep held-out documents apart, plan what each source gives."""
+    """Tokenise the corpus into shards, keep held-out documents apart, plan what sources give.
+
+    Two passes, with the tokens on a local disk between them: the first finds which documents are
+    held out and how many shards there are; the second deals the others out at random, so that
+    each shard is a sample of the whole. In memory are a few numbers for each document.
+    """
     tokenizer = TextTokenizer.load(context.input("tokenizer").local("tokenizer"))
     documents = iter_documents(str(context.input("corpus").local()))
-    rows = list(_tokenised(documents, tokenizer))
-    limit = context.config["held_out_tokens"]
-    train, held_out = _split(rows, limit)
-    write_table(context.out, "tokens-00000.parquet", train, TOKENS)
+    with tempfile.TemporaryDirectory(prefix="hillclimb-") as folder:
+        spool = Path(folder) / "tokens.arrow"
+        found = _spool(_tokenised(documents, tokenizer), spool)
+        held = _held_out(found, context.config["held_out_tokens"])
+        held_out, available = deal(context.out, _spooled(spool), held, found["tokens"].to_numpy())
     write_table(context.out, "held_out.parquet", held_out, TOKENS)
-    shares = _plan(context, train)
+    shares = _plan(context, available)
     context.out.write_json("mixture.json", _describe(shares))
     context.commit(
         {
@@ -81,29 +92,41 @@ def _tokenised(documents: Iterator[Document], tokenizer: TextTokenizer) -> Itera
         }
 
 
-def _split(
-    rows: list[dict[str, Any]], limit: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _spool(rows: Iterator[dict[str, Any]], path: Path) -> pa.Table:
+    """Write rows to an arrow file; returns each one's `unit` (of its id), `category`, `tokens`."""
+    known = []
+    with pa.ipc.new_file(path, TOKENS) as sink:
+        while batch := list(itertools.islice(rows, SPOOL_ROWS)):
+            table = pa.Table.from_pylist(batch, schema=TOKENS)
+            sink.write_table(table)
+            units = pa.array([_unit(row["id"]) for row in batch], pa.float64())
+            columns = [units, table["category"], pc.list_value_length(table["tokens"])]
+            known.append(pa.table(columns, names=KNOWN.names).cast(KNOWN))
+    return pa.concat_tables([KNOWN.empty_table(), *known]).unify_dictionaries()
+
+
+def _spooled(path: Path) -> Iterator[pa.Table]:
+    with pa.memory_map(str(path)) as source:
+        file = pa.ipc.open_file(source)
+        for number in range(file.num_record_batches):
+            yield pa.Table.from_batches([file.get_batch(number)])
+
+
+def _held_out(known: pa.Table, limit: int) -> np.ndarray:
     """Hold out 2% of each category's tokens, at most `limit`, by documents in order of a hash."""
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row["category"]] = sizes.get(row["category"], 0) + len(row["tokens"])
-    left = {name: min(limit, HELD_OUT_SHARE * size) for name, size in sizes.items()}
-    held: set[str] = set()
-    for row in sorted(rows, key=lambda row: _unit(row["id"])):
-        if left[row["category"]] > 0:
-            left[row["category"]] -= len(row["tokens"])
-            held.add(row["id"])
-    train = [row for row in rows if row["id"] not in held]
-    return train, [row for row in rows if row["id"] in held]
+    held = np.zeros(len(known), bool)
+    categories = known["category"].combine_chunks().indices.to_numpy()
+    units, sizes = known["unit"].to_numpy(), known["tokens"].to_numpy()
+    for category in np.unique(categories):
+        mine = np.flatnonzero(categories == category)
+        mine = mine[np.argsort(units[mine], kind="stable")]
+        before = np.cumsum(sizes[mine]) - sizes[mine]
+        held[mine[before < min(limit, HELD_OUT_SHARE * int(sizes[mine].sum()))]] = True
+    return held
 
 
-def _plan(context: Context, train: list[dict[str, Any]]) -> list[SourceShare]:
+def _plan(context: Context, available: dict[str, tuple[str, int]]) -> list[SourceShare]:
     mixture = context.config["mixture"]
-    available: dict[str, tuple[str, int]] = {}
-    for row in train:
-        category, size = available.get(row["source"], (row["category"], 0))
-        available[row["source"]] = (category, size + len(row["tokens"]))
     memorised = None
     if "checkpoint" in context.request.inputs:
         memorised = context.input("checkpoint").json("memorisation.json")
@@ -146,19 +169,21 @@ def _describe(shares: list[SourceShare]) -> dict[str, Any]:
     return {"sources": sources, "categories": dict(sorted(categories.items()))}
 
 
-def read_tokens(mixture: Artifact, pattern: str = "tokens-*.parquet") -> TokenTable:
-    """The mixture's documents as one token table, sources numbered by name."""
-    table = read_table(mixture, pattern, ["source", "tokens"])
-    source = table["source"].combine_chunks()
-    names = tuple(sorted(set(source.to_pylist())))
-    number = {name: index for index, name in enumerate(names)}
-    tokens = table["tokens"].combine_chunks()
-    offsets = tokens.offsets.to_numpy().astype(np.int64)
-    return TokenTable(
-        tokens.values.to_numpy(zero_copy_only=False)[: offsets[-1]],
-        offsets,
-        np.array([number[name] for name in source.to_pylist()], np.int32),
-        names,
+def open_shards(mixture: Artifact) -> Shards:
+    """The mixture's documents where they lie, sources numbered by name."""
+    with mixture.fs.open(mixture.path(INDEX), "rb") as stream:
+        index = pq.read_table(stream).unify_dictionaries()
+    source = index["source"].combine_chunks()
+    names = sorted(source.dictionary.to_pylist())
+    number = np.array([names.index(name) for name in source.dictionary.to_pylist()], np.int32)
+    counts = np.bincount(index["shard"].to_numpy(), minlength=1)
+    return Shards(
+        [f"{mixture.uri}/{shard_name(shard)}" for shard in range(len(counts))],
+        counts.tolist(),
+        index["tokens"].to_numpy(),
+        number[source.indices.to_numpy()] if names else np.empty(0, np.int32),
+        tuple(names),
+        {} if mixture.is_local else dict(mixture.fs.storage_options),
     )
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
+
+SLACK = 1.02
+"""What is drawn beyond a phase's tokens, because the last documents are cut off."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,38 @@ class SourceShare:
     epochs: float
     cap: float
     memorised: float | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one source may give to one phase, in tokens.
+
+    Attributes:
+        planned: its part of the phase.
+        drawn: what is drawn of it, with some slack.
+        cap: the most that its epoch cap allows.
+    """
+
+    planned: int
+    drawn: int
+    cap: int
+
+
+def phase_budgets(sources: dict[str, dict[str, Any]], tokens: int) -> dict[str, Budget]:
+    """A mixture's sources (`mixture.json`) scaled to the `tokens` of one phase.
+
+    Where several phases share a mixture, each gets its part of the caps too, so that together
+    they keep them.
+    """
+    share = min(1.0, tokens / max(1, sum(source["tokens_used"] for source in sources.values())))
+    return {
+        name: Budget(
+            round(s["tokens_used"] * share),
+            math.ceil(s["tokens_used"] * (share * SLACK)),
+            math.floor(s["epoch_cap"] * s["tokens_available"] * share),
+        )
+        for name, s in sources.items()
+    }
 
 
 def plan_mixture(

@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+
+class Documents(Protocol):
+    """What is known of tokenised documents without their tokens.
+
+    Attributes:
+        sources: number of each document's source, (D,).
+        names: the sources' names.
+    """
+
+    @property
+    def sources(self) -> np.ndarray: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of every document."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +57,7 @@ class Packed:
 
     Attributes:
         tokens: int32 (S, length + 1).
-        segments: number of the document within its sequence, int16 (S, length + 1).
+        segments: number of the document within its sequence, int32 (S, length + 1).
         sources: source of each token, int16 (S, length + 1).
         documents: document of each token, int32 (S, length + 1).
     """
@@ -51,24 +70,50 @@ class Packed:
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
 
+    def __getitem__(self, rows: slice) -> Packed:
+        return Packed(
+            self.tokens[rows], self.segments[rows], self.sources[rows], self.documents[rows]
+        )
 
-def sample_documents(table: TokenTable, budget: dict[str, int], seed: int) -> np.ndarray:
+
+def sample_documents(
+    table: Documents, budget: dict[str, int], seed: int, room: dict[str, int] | None = None
+) -> np.ndarray:
     """Document numbers in training order: every source repeats until its budget is met.
 
     Each pass over a source is shuffled anew; the whole is shuffled at the end.
+
+    Args:
+        budget: tokens wanted of each source; the document that meets it is whole.
+        room: tokens that a source may give at most, if it has a cap.
     """
     rng = np.random.default_rng(seed)
-    lengths, chosen = table.lengths(), []
+    lengths, chosen = table.lengths(), [np.empty(0, np.int64)]
     for number, name in enumerate(table.names):
         mine = np.flatnonzero(table.sources == number)
-        left = budget.get(name, 0)
-        while left > 0 and len(mine) and lengths[mine].sum() > 0:
-            order = rng.permutation(mine)
-            cut = int(np.searchsorted(np.cumsum(lengths[order]), left)) + 1
-            chosen.append(order[:cut])
-            left -= int(lengths[order[:cut]].sum())
-    picked = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
-    return rng.permutation(picked)
+        most = (room or {}).get(name)
+        chosen.append(draw(rng, mine, lengths, budget.get(name, 0), most))
+    return rng.permutation(np.concatenate(chosen))
+
+
+def draw(
+    rng: np.random.Generator, mine: np.ndarray, lengths: np.ndarray, wanted: int, room: int | None
+) -> np.ndarray:
+    """Documents of one source, pass after pass in new orders, until `wanted` tokens are met.
+
+    Nothing is drawn that would bring the tokens above `room`.
+    """
+    drawn, given = [np.empty(0, np.int64)], 0
+    while given < wanted and lengths[mine].sum() > 0:
+        order = rng.permutation(mine)
+        sums = given + np.cumsum(lengths[order])
+        cut = min(int(np.searchsorted(sums, wanted)) + 1, len(order))
+        fit = cut if room is None else min(cut, int(np.searchsorted(sums, room, side="right")))
+        drawn.append(order[:fit])
+        given += int(lengths[order[:fit]].sum())
+        if fit < cut:
+            break
+    return np.concatenate(drawn)
 
 
 def pack(table: TokenTable, order: np.ndarray, length: int, separator: int) -> Packed:
@@ -91,7 +136,7 @@ def pack(table: TokenTable, order: np.ndarray, length: int, separator: int) -> P
     sources = table.sources.astype(np.int16)[documents]
     return Packed(
         tokens[: rows * width].reshape(rows, width),
-        (segments - segments[:, :1]).astype(np.int16),
+        (segments - segments[:, :1]).astype(np.int32),
         sources[: rows * width].reshape(rows, width),
         documents[: rows * width].reshape(rows, width),
     )

@@ -30,6 +30,8 @@ def start(threads: int = 1) -> tuple[int, int]:
         }
         _set.extend(name for name in alone if name not in os.environ)
         os.environ.update({name: alone[name] for name in _set})
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         load_deepspeed().init_distributed(dist_backend=_backend(), auto_mpi_discovery=False)
     return dist.get_rank(), dist.get_world_size()
 
@@ -40,6 +42,13 @@ def stop() -> None:
         dist.destroy_process_group()
     while _set:
         os.environ.pop(_set.pop(), None)
+
+
+def device() -> torch.device:
+    """Where this rank computes, and where collectives take their tensors."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def _backend() -> str:

@@ -6,16 +6,16 @@ import hashlib
 import json
 import os
 import sys
+import time
 
-import numpy as np
 import torch.distributed as dist
+from made_feed import budget_of, feed_of, table_of, write_shards
 
 from hillclimb.artifacts import ArtifactWriter
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.training import runtime
 from hillclimb.training.learner import Learner
-from hillclimb.training.packing import TokenTable, pack
 from hillclimb.training.pretrain import Pretrainer
 
 OPTIMIZER = {
@@ -31,23 +31,21 @@ def main(out: str, die_after: int, zero_stage: int, micro: int, dropout: float) 
         num_experts=4, head_dim=8, dropout=dropout,
     )  # fmt: skip
     model = MaiForCausalLM(config).initialise(0)
-    rng = np.random.default_rng(0)
-    bodies = [rng.integers(1, 48, 40).astype(np.int32) for _ in range(60)]
-    offsets = np.arange(0, 40 * 60 + 1, 40)
-    table = TokenTable(
-        np.concatenate(bodies), offsets, np.arange(60, dtype=np.int32) % 2, ("a", "b")
-    )
-    packed = pack(table, np.arange(60), 16, 0)
+    table = table_of([40] * 60, [0, 1] * 30, ("a", "b"))
+    shards = write_shards("memory://made", table, 2)
+    budgets = {"a": budget_of(1200), "b": budget_of(1200)}
+    feed = feed_of(shards, budgets, data=(dist.get_rank(), dist.get_world_size()))
     schedule = {"type": "cosine", "peak": 3e-3, "floor": 3e-4, "warmup_tokens": 64}
     settings = {
         "batch_tokens": 128, "micro_batch_tokens": micro, "phase": {"schedule": schedule},
         "checkpoint_every": 3, "spike_deviations": 8.0,
     }  # fmt: skip
-    trainer = Pretrainer(
-        Learner(model, OPTIMIZER, zero_stage, 1e-2), packed, ("a", "b"), settings, 7
-    )
-    for row in trainer.run(ArtifactWriter(out)):
+    trainer = Pretrainer(Learner(model, OPTIMIZER, zero_stage, 1e-2), feed, settings, 7)
+    writer = ArtifactWriter(out)
+    for row in trainer.run(writer):
         if row["step"] == die_after:
+            while row["step"] > settings["checkpoint_every"] and not writer.exists("resume/latest"):
+                time.sleep(0.01)
             os.kill(os.getpid(), 9)
     if dist.get_rank() == 0:
         digest = hashlib.sha256()
