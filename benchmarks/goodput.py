@@ -14,10 +14,14 @@ same for a job whose times are given on the command line: those rows measure not
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import math
 import os
 import random
+import re
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -26,13 +30,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hillclimb.artifacts import Store
+from hillclimb.artifacts import ArtifactWriter, Store
 from hillclimb.experiments import Experiment
 from hillclimb.launcher import Handle, LocalLauncher, State, records
 from hillclimb.recipe.graph import upstream
 from hillclimb.stages.request import Request
 from hillclimb.training.goodput import STALLS, Goodput, summarise
-from hillclimb.training.spans import Span
+from hillclimb.training.spans import Span, read_spans
+from hillclimb.training.writer import LATEST
 
 NAME = "mai_base_16k"
 RECIPE = (
@@ -40,7 +45,8 @@ RECIPE = (
     "base.micro_batch_tokens=4096", "base.phase_16k.sequence_length=128",
     "corpus.sources.0.max_chars=2000000", "pretraining_mixture.weights.code=0.8",
 )  # fmt: skip
-DAYS = 10.0
+DAYS = 5.0
+STEADY = ("data", "slow_steps", "other")
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def main() -> None:
     print(f"seed {args.seed}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(args.root or folder)
-        account, kills = measured(root, args)
+        account, kills, write = measured(root, args)
     found = Goodput(
         account["actual_seconds"], account["ideal_seconds"], account["stalls"],
         account["attempts"], account["steps"], account["steps_again"],
@@ -70,11 +76,14 @@ def main() -> None:
         f"a checkpoint every {args.every} steps"
     )
     show({"undisturbed part": without_kills(found), "with the kills": found})
-    costs = costs_of(found, args.every)
+    costs = costs_of(found, args.every, write)
     print(f"\nfrom this run: {told(costs)}")
     minutes = args.kill_every / 60
     print(f"\nSIMULATED: {DAYS:g} days, a kill every {minutes:g} min, times of the measured run")
-    show_simulations(costs, args)
+    best = show_simulations(costs, args)
+    steady = sum(found.stalls[part] for part in STEADY)
+    share = found.ideal / (found.ideal + steady)
+    print(f"with the run's data, slow steps and other on top: {best.goodput * share:.3f}")
     given = Costs(args.step, args.checkpoint, args.write, args.restart)
     print(f"\nSIMULATED from times that were given, not measured: {told(given)}")
     show_simulations(given, args)
@@ -87,9 +96,9 @@ def parsed() -> argparse.Namespace:
     )
     number: dict[str, Any] = {"type": float}
     parser.add_argument("--seed", type=int, default=20261126)
-    parser.add_argument("--steps", type=int, default=200, help="of the measured run")
+    parser.add_argument("--steps", type=int, default=300, help="of the measured run")
     parser.add_argument("--every", type=int, default=20, help="steps between its checkpoints")
-    parser.add_argument("--mean", **number, default=60.0, help="seconds between its kills")
+    parser.add_argument("--mean", **number, default=40.0, help="seconds between its kills")
     parser.add_argument("--warm", action="store_true", help="fork from a warm interpreter")
     parser.add_argument("--root", help="keep the artifacts here")
     parser.add_argument("--kill-every", **number, default=600.0, help="seconds, simulated")
@@ -100,21 +109,52 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(root: Path, args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    """Make the phase under kills; its account, and how many there were."""
+def measured(root: Path, args: argparse.Namespace) -> tuple[dict[str, Any], int, float]:
+    """Make the phase under kills; its account, how many there were, seconds of a write."""
     changes = (*RECIPE, f"base.phase_16k.tokens={args.steps * 8192}",
                f"base.checkpoint_every={args.every}")  # fmt: skip
     plan, store = Experiment.make("smoke", 0, "goodput", changes).plan(), Store(str(root))
     launcher = LocalLauncher(root / "runs", fork=args.warm)
     try:
         for name in upstream(plan.specs, [NAME])[:-1]:
-            make(launcher, plan.request(name, store))
-        kills = make(launcher, plan.request(NAME, store), waits(args.seed, args.mean), args.seed)
+            make(launcher, plan.request(name, store), itertools.repeat(math.inf))
+        request = plan.request(NAME, store)
+        watch = Watch(request.output)
+        kills = make(launcher, request, waits(args.seed, args.mean), args.seed, watch)
     finally:
         launcher.close()
     made = store.find(NAME, plan.fingerprints[NAME])
     assert made is not None
-    return made.json("goodput.json"), kills
+    return made.json("goodput.json"), kills, watch.seconds()
+
+
+class Watch:
+    """How long after its copy a checkpoint is whole, seen from outside of the stage."""
+
+    def __init__(self, output: str) -> None:
+        self.out, self.latest = ArtifactWriter(output), Path(output) / LATEST
+        self.whole: dict[float, int] = {}
+        self.copied: list[Span] = []
+
+    def look(self) -> None:
+        """Note which checkpoint is the newest, and since when."""
+        with contextlib.suppress(FileNotFoundError):
+            found = re.search(r"step-(\d+)", self.latest.read_text())
+            if found:
+                self.whole[self.latest.stat().st_mtime] = int(found[1]) - 1
+
+    def note(self) -> None:
+        """Keep the spans so far: they go at the commit."""
+        self.copied = [span for span in read_spans(self.out) if span.kind == "checkpoint"]
+
+    def seconds(self) -> float:
+        """The median over all checkpoints that were seen; 0 where none was."""
+        found = [
+            min((at - span.end for span in self.copied if span.step == step and span.end <= at),
+                default=math.inf)
+            for at, step in self.whole.items()
+        ]  # fmt: skip
+        return statistics.median([lag for lag in found if lag < math.inf] or [0.0])
 
 
 def waits(seed: int, mean: float) -> Iterator[float]:
@@ -125,16 +165,22 @@ def waits(seed: int, mean: float) -> Iterator[float]:
 
 
 def make(
-    launcher: LocalLauncher, request: Request, between: Iterator[float] | None = None, seed: int = 0
+    launcher: LocalLauncher,
+    request: Request,
+    between: Iterator[float],
+    seed: int = 0,
+    watch: Watch | None = None,
 ) -> int:
     """Ask until it is made, killing a rank whenever it is time; how many were killed."""
     rng, kills = random.Random(seed + 1), 0
-    next_kill = time.monotonic() + (next(between) if between else math.inf)
+    watch, next_kill = watch or Watch(request.output), time.monotonic() + next(between)
     while True:
         handle = launcher.submit(request)
         while not launcher.poll(handle).ended:
             time.sleep(0.05)
-            if between and time.monotonic() >= next_kill:
+            watch.look()
+            if time.monotonic() >= next_kill:
+                watch.note()
                 kills += kill(handle, rng)
                 next_kill = time.monotonic() + next(between)
                 print(f"kill {kills}, attempt {Path(handle.where).name[8:]}", file=sys.stderr)
@@ -157,13 +203,13 @@ def kill(handle: Handle, rng: random.Random) -> bool:
     return True
 
 
-def costs_of(found: Goodput, every: int) -> Costs:
-    """What a step, a checkpoint and a restart took; a checkpoint is whole when the step goes on."""
+def costs_of(found: Goodput, every: int, write: float) -> Costs:
+    """What a step, a checkpoint and a restart took."""
     checkpoints = (found.steps + found.steps_again) / every
     return Costs(
         found.ideal / found.steps,
         found.stalls["checkpoint"] / checkpoints,
-        0.0,
+        write,
         found.stalls["restart"] / max(1, found.attempts - 1),
     )
 
@@ -174,17 +220,18 @@ def without_kills(found: Goodput) -> Goodput:
     return Goodput(found.ideal + sum(stalls.values()), found.ideal, stalls, 1, found.steps, 0)
 
 
-def show_simulations(costs: Costs, args: argparse.Namespace) -> None:
-    """At the best interval, at half and at twice of it, and the restart that 0.9 allows."""
+def show_simulations(costs: Costs, args: argparse.Namespace) -> Goodput:
+    """At the best interval, which is returned, at half and at twice of it; and the restart that
+    0.9 allows."""
     best = interval(costs, args.kill_every)
-    show(
-        {
-            f"checkpoint every {steps} steps": simulated(costs, steps, args.kill_every, args.seed)
-            for steps in (max(1, best // 2), best, 2 * best)
-        }
-    )
+    found = {
+        steps: simulated(costs, steps, args.kill_every, args.seed)
+        for steps in (max(1, best // 2), best, 2 * best)
+    }
+    show({f"checkpoint every {steps} steps": account for steps, account in found.items()})
     longest = longest_restart(costs, best, args)
     print(f"every {best} steps, goodput is 0.9 with a restart of {longest:.0f} s")
+    return found[best]
 
 
 def interval(costs: Costs, kill_every: float) -> int:
@@ -222,7 +269,7 @@ def simulated(costs: Costs, every: int, kill_every: float, seed: int) -> Goodput
 def longest_restart(costs: Costs, every: int, args: argparse.Namespace) -> float:
     """The restart with which goodput is 0.9, by bisection."""
     low, high = 0.0, args.kill_every
-    for _ in range(12):
+    for _ in range(9):
         middle = (low + high) / 2
         tried = Costs(costs.step, costs.checkpoint, costs.write, middle)
         enough = simulated(tried, every, args.kill_every, args.seed).goodput >= 0.9
@@ -234,7 +281,7 @@ def told(costs: Costs) -> str:
     """The times in words."""
     return (
         f"step {costs.step:.3f} s, checkpoint {costs.checkpoint:.3f} s of waiting and "
-        f"{costs.write:g} s until it is whole, restart {costs.restart:.1f} s"
+        f"{costs.write:.3g} s until it is whole, restart {costs.restart:.1f} s"
     )
 
 

@@ -43,8 +43,8 @@ class Span:
 class Spans:
     """Records one attempt at a stage, from the start of its process.
 
-    The time until the first span is `start`; afterwards, what no span covers is left out. Times
-    within an attempt come from a clock that never goes backwards.
+    For the training thread alone. The time until the first span is `start`; what no span covers
+    afterwards is left out. Times of an attempt come from a clock that never goes backwards.
 
     Args:
         out: the artifact under whose prefix the files go.

@@ -216,6 +216,9 @@ class Maker:
         held = {c: {"nll": 2 - start / 400, "bpb": 0.9 - start / 900, "tokens": 20_000}
                 for c in ("code", "stem", "dialogue")}  # fmt: skip
         out.write_json("held_out.json", held)
+        positions = [{"start": first, "end": 2 * first or 64, "nll": 2 - (start + first) / 400,
+                      "tokens": 9000, "documents": 90} for first in (0, 64, 128)]  # fmt: skip
+        out.write_json("positions.json", positions)
         out.write_json("memorisation.json", {"stdlib": 0.02, "packages": 0.01})
         write_model(out)
         return {"loss": rows[-1]["loss"], "tokens": 409_600.0}

@@ -84,6 +84,7 @@ def test_every_section_shows_its_numbers(report: Path) -> None:
     assert "1.67 / 8" in seen
     assert "code 20,000 2.000 0.900 1.750 0.789 1.500 0.678" in seen
     assert "Loss spikes and their data: 3" in seen
+    assert "64 to 128 1.840 1.590 1.340" in seen
     assert "1,440 300 120 6 language 2, repeats 7" in seen
     assert "stem/round_1/student 300 50k 2.000 1.220" in seen
     assert "Not made yet" not in seen
