@@ -78,6 +78,22 @@ def test_documents_are_named_by_the_loss_above_the_mean_and_not_finite_ones_firs
     assert worst_documents(parts, 2.0)[0][0] == 7
 
 
+def one_rank(rank: int, meeting: str, out: str) -> None:
+    """Half of the loss of the same documents, as ranks that share each row's tokens have it."""
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
+    nll = torch.tensor([2.0, 20.0]) * (rank + 1)
+    part = DocumentLosses(np.array([4, 9]), np.array([3, 5]), nll)
+    Path(f"{out}/{rank}").write_text(json.dumps(worst_documents([part], 2.0, replicas=2)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow("starts two processes")
+def test_all_ranks_know_the_worst_documents_of_all(tmp_path):
+    torch.multiprocessing.spawn(one_rank, (f"file://{tmp_path}/meet", str(tmp_path)), 2)
+    for rank in range(2):
+        assert json.loads((tmp_path / str(rank)).read_text()) == [[9, 12.0, 5], [4, 2.0, 3]]
+
+
 def test_the_router_is_described_layer_by_layer():
     shares = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.0, 0.3, 0.2]])
     even, skew = router_state(shares)
