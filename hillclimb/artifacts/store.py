@@ -14,16 +14,16 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hillclimb.artifacts.copies import bring, cache_root
 from hillclimb.artifacts.manifest import FileEntry, Manifest
 from hillclimb.artifacts.remote import ArtifactError, StoreAway, is_object_store, no_container
-from hillclimb.artifacts.tree import ABSENT, Tree, digest_of
+from hillclimb.artifacts.tree import ABSENT, Tree, digest_of, write_durably
 
 MANIFEST = "manifest.json"
 RESUME = "resume"
@@ -172,6 +172,39 @@ class ArtifactWriter(Tree):
         partial_path = Path(f"{path}.partial")
         partial_path.write_bytes(data)
         partial_path.replace(path)
+
+    def write_blocks(
+        self, relative: str, blocks: Callable[[], Iterable[bytes | memoryview]]
+    ) -> tuple[int, str]:
+        """Write one file whole, block by block; when this returns, it is on disk.
+
+        Args:
+            blocks: gives the file from its start; asked again where a store wants a second try.
+
+        Returns:
+            Bytes and SHA-256.
+        """
+        path, done = self.path(relative), (0, "")
+
+        def write(stream: BinaryIO) -> None:
+            nonlocal done
+            sha, size = hashlib.sha256(), 0
+            for block in blocks():
+                stream.write(block)
+                sha.update(block)
+                size += len(block)
+            done = (size, sha.hexdigest())
+
+        def send() -> None:
+            with self.fs.open(path, "wb") as stream:
+                write(stream)
+
+        if self.is_local:
+            write_durably(Path(path), write)
+        else:
+            self._send([relative], send)
+            self._written[relative] = done
+        return done
 
     def write_json(self, relative: str, value: Any) -> None:
         """Write JSON with sorted keys."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from hillclimb.artifacts.remote import connect, is_local, patiently
@@ -19,6 +21,26 @@ def digest_of(stream: BinaryIO) -> tuple[int, str]:
         sha.update(block)
         size += len(block)
     return size, sha.hexdigest()
+
+
+def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a local file whole, folders and all; it is on disk when this returns, or as before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{path}.partial")
+    try:
+        with open(partial, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 class Tree:

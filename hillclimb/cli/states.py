@@ -22,6 +22,7 @@ class StageState:
     Attributes:
         why: for `stale` what differs from the newest artifact of that name; for `running` which
             process makes it.
+        goodput: ideal over actual time, of a made training stage.
     """
 
     name: str
@@ -31,6 +32,7 @@ class StageState:
     bytes: int = 0
     seconds: float = 0.0
     uri: str = ""
+    goodput: float | None = None
 
 
 def stage_states(root: str, recipe: Recipe, seed: int) -> list[StageState]:
@@ -56,7 +58,8 @@ def _state(
         manifest = Artifact(uri).manifest
         size = sum(entry.bytes for entry in manifest.files)
         seconds = float(manifest.run.get("seconds", 0.0))
-        return StageState(spec.name, spec.group, "made", "", size, seconds, uri)
+        goodput = manifest.metrics.get("goodput")
+        return StageState(spec.name, spec.group, "made", "", size, seconds, uri, goodput)
     if holder := _holder(store, folder):
         return StageState(spec.name, spec.group, "running", f"process {holder}", uri=uri)
     if folder in files:

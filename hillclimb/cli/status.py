@@ -34,8 +34,8 @@ def show(console: Console, target: Target) -> None:
 def table(states: list[StageState]) -> Table:
     """The table of states."""
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("stage", "state", "size", "time", "why"):
-        view.add_column(head, justify="right" if head in ("size", "time") else "left")
+    for head in ("stage", "state", "size", "time", "goodput", "why"):
+        view.add_column(head, justify="left" if head in ("stage", "state", "why") else "right")
     for state in states:
         colour = _STYLE[state.state]
         view.add_row(
@@ -43,6 +43,7 @@ def table(states: list[StageState]) -> Table:
             f"[{colour}]{state.state}[/]",
             words.size(state.bytes),
             words.duration(state.seconds / 3600),
+            "" if state.goodput is None else f"{state.goodput:.0%}",
             state.why,
         )
     return view

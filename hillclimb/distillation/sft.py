@@ -14,9 +14,10 @@ from torch import Tensor
 from hillclimb.artifacts import ArtifactWriter
 from hillclimb.environments.templates import Template, render
 from hillclimb.model.tokenizer import TextTokenizer
-from hillclimb.training.checkpoint import load_checkpoint, save_checkpoint
+from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.learner import Learner
 from hillclimb.training.schedule import cosine
+from hillclimb.training.spans import Spans
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,18 @@ class FineTuner:
 
     def run(self, out: ArtifactWriter) -> Iterator[dict[str, float]]:
         """Train to the end from the newest checkpoint; yields each step's row."""
-        state = load_checkpoint(out, self.learner)
-        self.rows = state["rows"] if state else []
-        for step in range(len(self.rows), self.steps):
-            row = self._step(step)
-            self.rows.append(row)
-            yield row
-            if (step + 1) % self.config["checkpoint_every"] == 0 and step + 1 < self.steps:
-                save_checkpoint(out, self.learner, step + 1, {"rows": self.rows}, {})
+        self.spans = Spans(out)
+        with Checkpointer(out, self.learner) as checkpoints:
+            state = checkpoints.load()
+            self.rows = state["rows"] if state else []
+            for step in range(len(self.rows), self.steps):
+                with self.spans.span("step", step):
+                    row = self._step(step)
+                self.rows.append(row)
+                yield row
+                if (step + 1) % self.config["checkpoint_every"] == 0 and step + 1 < self.steps:
+                    with self.spans.span("checkpoint", step):
+                        checkpoints.save(step + 1, {"rows": self.rows})
 
     def _step(self, step: int) -> dict[str, float]:
         torch.manual_seed(self.seed * 1_000_003 + step)

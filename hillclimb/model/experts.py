@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from hillclimb.model.kernels import gated_swiglu_backward
+from hillclimb.model.parallel import Dispatch, Group
 
 
 def mix_experts(
@@ -28,6 +29,63 @@ def mix_experts(
     order_M, ends_E, place_NK = _sort_rows(chosen_NK, gate_up_EFW.shape[0])
     mixed = _Experts.apply(latent_NW, gates_NK, gate_up_EFW, down_EWH, order_M, ends_E, place_NK)
     return mixed, torch.diff(ends_E, prepend=ends_E.new_zeros(1))
+
+
+def mix_shared_experts(
+    latent_NW: Tensor, gates_NK: Tensor, chosen_NK: Tensor, gate_up_EFW: Tensor, down_EWH: Tensor,
+    group: Group,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `mix_experts`, where each rank of a group holds its share of the experts.
+
+    Args:
+        chosen_NK: numbers among all experts.
+        gate_up_EFW, down_EWH: weights of this rank's experts.
+    """
+    width = latent_NW.dtype
+    order_M, ends_E, place_NK = _sort_rows(chosen_NK, group.size() * gate_up_EFW.shape[0])
+    counts_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
+    dispatch = Dispatch(counts_E, group)
+    rows_MW = dispatch.out(_Spread.apply(latent_NW, order_M, place_NK))
+    gates_M1 = dispatch.out(gates_NK.flatten().index_select(0, order_M)[:, None])
+    if len(rows_MW):
+        chosen_M1 = dispatch.experts()[:, None]
+        rows_MW, _ = mix_experts(
+            rows_MW, gates_M1, chosen_M1, gate_up_EFW.to(width), down_EWH.to(width)
+        )
+    else:
+        rows_MW = rows_MW * gates_M1.to(width)
+    return _Collect.apply(dispatch.back(rows_MW), order_M, place_NK), counts_E
+
+
+class _Spread(Function):
+    """Every token's state to each of its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, latent_NW: Tensor, order_M: Tensor, place_NK: Tensor) -> Tensor:  # type: ignore[override]
+        """Rows in order of their expert."""
+        ctx.save_for_backward(place_NK)
+        return latent_NW[order_M // place_NK.shape[1]]
+
+    @staticmethod
+    def backward(ctx: Any, grad_MW: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """The sum over a token's rows."""
+        return _gather_sum(grad_MW, *ctx.saved_tensors), None, None
+
+
+class _Collect(Function):
+    """The sum over every token's rows, in FP32 and one after another."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_MW: Tensor, order_M: Tensor, place_NK: Tensor) -> Tensor:  # type: ignore[override]
+        """States of the tokens."""
+        ctx.save_for_backward(order_M, place_NK)
+        return _gather_sum(rows_MW, place_NK)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NW: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """A token's gradient to each of its rows."""
+        order_M, place_NK = ctx.saved_tensors
+        return grad_NW[order_M // place_NK.shape[1]], None, None
 
 
 def _sort_rows(chosen_NK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:

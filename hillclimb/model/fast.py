@@ -18,9 +18,10 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from hillclimb.model.block_masks import attention_blocks
 from hillclimb.model.configuration import MaiConfig
-from hillclimb.model.experts import mix_experts
+from hillclimb.model.experts import mix_experts, mix_shared_experts
 from hillclimb.model.kernels import float32_linear, top_experts
 from hillclimb.model.moe import LatentMoE, SwiGLU
+from hillclimb.model.parallel import heads_for_tokens, tokens_for_heads
 
 if TYPE_CHECKING:
     from hillclimb.model.modeling import DecoderLayer
@@ -72,29 +73,50 @@ class FastInputs:
 
 def fast_layer(layer: DecoderLayer, x_BTD: Tensor, inputs: FastInputs) -> Tensor:
     """One decoder layer over FP32 states; does what `DecoderLayer.forward` does."""
-    attention, ffn, eps = layer.attention, layer.ffn, layer.ffn_in.eps
-    dropout = layer.dropout.p if layer.training else 0.0
-    x_BTD = _compiled(_attention)(
-        x_BTD, layer.attention_in.weight, attention.qkv.weight, attention.q_norm.weight,
-        attention.k_norm.weight, attention.out.weight, layer.attention_out.weight,
-        inputs.local if attention.local else inputs.full,
-        inputs.rotary if attention.local else None,
-        attention.heads, attention.kv_heads, eps, dropout,
-    )  # fmt: skip
+    x_BTD = _attention_sublayer(layer, x_BTD, inputs)
+    ffn, eps, dropout = layer.ffn, layer.ffn_in.eps, _dropout(layer)
     if isinstance(ffn, SwiGLU):
         return _compiled(_dense)(
             x_BTD, layer.ffn_in.weight, ffn.gate_up.weight, ffn.down.weight,
             layer.ffn_out.weight, eps, dropout,
         )  # fmt: skip
     assert isinstance(ffn, LatentMoE)
-    x_BTD, mean_E, chosen_E = _compiled(_latent_moe)(
-        x_BTD, layer.ffn_in.weight, ffn.router.weight, ffn.latent_down.weight,
-        ffn.gate_up_EFW, ffn.down_EWH, ffn.latent_up.weight, layer.ffn_out.weight,
-        ffn.top_k, eps, dropout,
-    )  # fmt: skip
-    if layer.training:
+    before = layer.ffn_in.weight, ffn.router.weight, ffn.latent_down.weight
+    after = ffn.latent_up.weight, layer.ffn_out.weight
+    experts = ffn.gate_up_EFW, ffn.down_EWH
+    if ffn.group is None:
+        x_BTD, mean_E, chosen_E = _compiled(_latent_moe)(
+            x_BTD, *before, *experts, *after, ffn.top_k, eps, dropout
+        )
+    else:
+        latent_NW, gates_NK, chosen_NK, mean_E = _compiled(_route)(x_BTD, *before, ffn.top_k, eps)
+        mixed_NW, chosen_E = mix_shared_experts(latent_NW, gates_NK, chosen_NK, *experts, ffn.group)
+        x_BTD = _compiled(_leave_latent)(x_BTD, mixed_NW, *after, eps, dropout)
+    if layer.training and ffn.watched:
         ffn.mean_E, ffn.chosen_E = mean_E, chosen_E
     return x_BTD
+
+
+def _attention_sublayer(layer: DecoderLayer, x_BTD: Tensor, inputs: FastInputs) -> Tensor:
+    """One compiled function, or three around two all-to-alls where ranks share rows."""
+    attention, eps, dropout = layer.attention, layer.attention_in.eps, _dropout(layer)
+    mask, rotary = (inputs.local, inputs.rotary) if attention.local else (inputs.full, None)
+    heads, kv_heads, group = attention.heads, attention.kv_heads, attention.group
+    before = layer.attention_in.weight, attention.qkv.weight
+    gains = attention.q_norm.weight, attention.k_norm.weight
+    after = attention.out.weight, layer.attention_out.weight
+    if group is None:
+        return _compiled(_attention)(
+            x_BTD, *before, *gains, *after, mask, rotary, heads, kv_heads, eps, dropout
+        )
+    states = _compiled(_project)(x_BTD, *before, attention.head_dim, eps)
+    q, k, v = heads_for_tokens(states, heads, kv_heads, group)
+    y = tokens_for_heads(_compiled(_attend)(q, k, v, *gains, mask, rotary, eps), group)
+    return _compiled(_leave_attention)(x_BTD, y, *after, eps, dropout)
+
+
+def _dropout(layer: DecoderLayer) -> float:
+    return layer.dropout.p if layer.training else 0.0
 
 
 @cache
@@ -128,10 +150,22 @@ def _attention(
     gain_out: Tensor, mask: BlockMask | None, rotary: tuple[Tensor, Tensor] | None, heads: int,
     kv_heads: int, eps: float, dropout: float,
 ) -> Tensor:  # fmt: skip
-    width = gain_q.shape[0]
-    normed = _norm(x_BTD, gain_in, eps).to(torch.bfloat16)
-    states = _linear(normed, qkv).unflatten(-1, (heads + 2 * kv_heads, width))
+    states = _project(x_BTD, gain_in, qkv, gain_q.shape[0], eps)
     q, k, v = states.split((heads, kv_heads, kv_heads), dim=2)
+    y = _attend(q, k, v, gain_q, gain_k, mask, rotary, eps)
+    return _leave_attention(x_BTD, y, out, gain_out, eps, dropout)
+
+
+def _project(x_BTD: Tensor, gain_in: Tensor, qkv: Tensor, width: int, eps: float) -> Tensor:
+    """Queries, keys and values (B, T, heads, d) in BF16."""
+    return _linear(_norm(x_BTD, gain_in, eps).to(torch.bfloat16), qkv).unflatten(-1, (-1, width))
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, gain_q: Tensor, gain_k: Tensor, mask: BlockMask | None,
+    rotary: tuple[Tensor, Tensor] | None, eps: float,
+) -> Tensor:  # fmt: skip
+    """Attention over whole rows, (B, T, heads, d) each."""
     q, k = _norm(q, gain_q, eps), _norm(k, gain_k, eps)
     if rotary is not None:
         q, k = _rotate(q, *rotary), _rotate(k, *rotary)
@@ -141,7 +175,13 @@ def _attention(
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     else:
         y = flex_attention(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=TILES)
-    return _add(x_BTD, _linear(y.transpose(1, 2).flatten(2), out), gain_out, eps, dropout)
+    return y.transpose(1, 2)
+
+
+def _leave_attention(
+    x_BTD: Tensor, y_BTHd: Tensor, out: Tensor, gain_out: Tensor, eps: float, dropout: float
+) -> Tensor:
+    return _add(x_BTD, _linear(y_BTHd.flatten(2), out), gain_out, eps, dropout)
 
 
 def _dense(
@@ -157,15 +197,29 @@ def _latent_moe(
     x_BTD: Tensor, gain_in: Tensor, router: Tensor, latent_down: Tensor, gate_up_EFW: Tensor,
     down_EWH: Tensor, latent_up: Tensor, gain_out: Tensor, top_k: int, eps: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    latent_NW, gates_NK, chosen_NK, mean_E = _route(x_BTD, gain_in, router, latent_down, top_k, eps)
+    mixed_NW, chosen_E = mix_experts(
+        latent_NW, gates_NK, chosen_NK, gate_up_EFW.to(latent_NW.dtype),
+        down_EWH.to(latent_NW.dtype),
+    )  # fmt: skip
+    return _leave_latent(x_BTD, mixed_NW, latent_up, gain_out, eps, dropout), mean_E, chosen_E
+
+
+def _route(
+    x_BTD: Tensor, gain_in: Tensor, router: Tensor, latent_down: Tensor, top_k: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latent states, gates and numbers of the chosen experts, mean probabilities."""
     normed_ND = _norm(x_BTD, gain_in, eps).flatten(0, 1)
     probs_NE = F.softmax(float32_linear(normed_ND, router.float()), dim=-1)
     chosen_NK = top_experts(probs_NE.detach(), top_k)
     gates_NK = probs_NE.gather(1, chosen_NK)
     gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
     latent_NW = _linear(normed_ND.to(torch.bfloat16), latent_down)
-    mixed_NW, chosen_E = mix_experts(
-        latent_NW, gates_NK, chosen_NK, gate_up_EFW.to(latent_NW.dtype),
-        down_EWH.to(latent_NW.dtype),
-    )  # fmt: skip
+    return latent_NW, gates_NK, chosen_NK, probs_NE.mean(0)
+
+
+def _leave_latent(
+    x_BTD: Tensor, mixed_NW: Tensor, latent_up: Tensor, gain_out: Tensor, eps: float, dropout: float
+) -> Tensor:
     y_BTD = _linear(mixed_NW, latent_up).view(x_BTD.shape)
-    return _add(x_BTD, y_BTD, gain_out, eps, dropout), probs_NE.mean(0), chosen_E
+    return _add(x_BTD, y_BTD, gain_out, eps, dropout)

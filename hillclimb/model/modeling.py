@@ -15,7 +15,9 @@ from transformers.modeling_utils import PreTrainedModel
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.fast import FastInputs, fast_layer
 from hillclimb.model.linear_cross_entropy import linear_cross_entropy
-from hillclimb.model.moe import LatentMoE, SwiGLU
+from hillclimb.model.moe import LatentMoE, Linear, SwiGLU
+from hillclimb.model.parallel import Group, heads_for_tokens, own_columns, tokens_for_heads
+from hillclimb.model.saving import SavedActivations
 
 
 class RMSNorm(nn.Module):
@@ -78,7 +80,11 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with RMSNorm on q and k; rotary positions on local layers only."""
+    """Grouped-query attention with RMSNorm on q and k; rotary positions on local layers only.
+
+    With a `group`, rows are cut into its ranks' tokens: two all-to-alls give each rank whole rows
+    of some of the heads and take the results back, so windows, documents and positions are exact.
+    """
 
     def __init__(self, config: MaiConfig, layer: int) -> None:
         super().__init__()
@@ -88,17 +94,21 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv = nn.Linear(config.hidden_size, width, bias=False)
-        self.out = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.qkv = Linear(config.hidden_size, width)
+        self.out = Linear(self.heads * self.head_dim, config.hidden_size)
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.group: Group | None = None
 
     def forward(self, x_BTD: Tensor, inputs: AttentionInputs, cache: KVCache | None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         batch, length, _ = x_BTD.shape
         h, g, d = self.heads, self.kv_heads, self.head_dim
-        qkv = self.qkv(x_BTD).view(batch, length, h + 2 * g, d).transpose(1, 2)
-        q, k, v = qkv.split((h, g, g), dim=1)
+        qkv = self.qkv(x_BTD).view(batch, length, h + 2 * g, d)
+        if self.group is None:
+            q, k, v = qkv.transpose(1, 2).split((h, g, g), dim=1)
+        else:
+            q, k, v = (t.transpose(1, 2) for t in heads_for_tokens(qkv, h, g, self.group))
         q, k = self.q_norm(q), self.k_norm(k)
         if self.local:
             q, k = _rotate(q, inputs.cos, inputs.sin), _rotate(k, inputs.cos, inputs.sin)
@@ -108,8 +118,12 @@ class Attention(nn.Module):
             if self.local and length == 1 and k.shape[2] > self.window:
                 k, v = k[:, :, -self.window :], v[:, :, -self.window :]
                 mask = mask[..., -self.window :]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=h != g)
-        return self.out(y.transpose(1, 2).reshape(batch, length, h * d))
+        gqa = q.shape[1] != k.shape[1]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+        y = y.transpose(1, 2)
+        if self.group is not None:
+            y = tokens_for_heads(y, self.group)
+        return self.out(y.reshape(batch, length, h * d))
 
 
 def _rotate(x_BHTd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -130,11 +144,17 @@ class DecoderLayer(nn.Module):
             LatentMoE(config) if config.is_moe(layer) else SwiGLU(width, config.dense_ffn_size)
         )
         self.dropout = nn.Dropout(config.dropout)
+        self.saved = SavedActivations()
 
     def forward(
         self, x_BTD: Tensor, inputs: AttentionInputs | FastInputs, cache: KVCache | None
     ) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
+        return self.saved.layer(self, self._sublayers, x_BTD, inputs, cache)
+
+    def _sublayers(
+        self, x_BTD: Tensor, inputs: AttentionInputs | FastInputs, cache: KVCache | None
+    ) -> Tensor:
         if isinstance(inputs, FastInputs):
             return fast_layer(self, x_BTD, inputs)
         attended = self.attention(self.attention_in(x_BTD), inputs, cache)
@@ -156,7 +176,25 @@ class MaiForCausalLM(PreTrainedModel):
             DecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.saved = SavedActivations()
+        self.context: Group | None = None
         self.post_init()
+
+    def lay_out(
+        self, context: Group | None, experts: Group | None, saved: SavedActivations
+    ) -> MaiForCausalLM:
+        """Share the work: rows over the ranks of `context`, experts over those of `experts`.
+
+        Each rank then gives `losses` the same whole rows and computes its own tokens. The caller
+        leaves each layer the experts that are this rank's.
+        """
+        self.context, self.saved = context, saved
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.saved, layer.attention.group = saved, context
+            if isinstance(layer.ffn, LatentMoE):
+                layer.ffn.group = experts
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding, which is the output head too."""
@@ -200,7 +238,7 @@ class MaiForCausalLM(PreTrainedModel):
         cache: KVCache | None = None,
         starts: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states (B, T, D) of tokens (B, T).
+        """Final hidden states (B, T, D) of tokens (B, T); of its own ones, where ranks share rows.
 
         On a GPU, tokens without a cache take the fast path, whose products are in BF16.
 
@@ -212,13 +250,14 @@ class MaiForCausalLM(PreTrainedModel):
         """
         past = cache.length if cache is not None else 0
         inputs: AttentionInputs | FastInputs
-        x = self.embed(input_ids)
+        x = self.embed(input_ids[:, own_columns(input_ids.shape[1], self.context)])
         if input_ids.is_cuda and cache is None:
             inputs, x = FastInputs.of(input_ids, segments, self.config), x.float()
         else:
             inputs = self._attention_inputs(input_ids, past, segments, starts)
-        for layer in self.layers:
-            x = layer(x, inputs, cache)
+        with self.saved.forward():
+            for layer in self.layers:
+                x = layer(x, inputs, cache)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.norm(x)
@@ -232,25 +271,49 @@ class MaiForCausalLM(PreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """The summed NLL of labels (B, T), -100 = ignored, and each token's (B*T,) in FP32.
 
-        Only the sum has a graph on a GPU, where the logits are never held whole.
+        Only the sum has a graph on a GPU, where the logits are never held whole. Where ranks share
+        rows, the sum is over this rank's tokens, and those of the others count zero.
         """
+        total, nll = self(input_ids, segments, labels, summed=True)
+        return total, nll
+
+    def _losses(
+        self, input_ids: Tensor, segments: Tensor | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         hidden = self.hidden(input_ids, segments)
+        columns = own_columns(labels.shape[1], self.context)
+        mine = labels[:, columns].flatten()
         if input_ids.is_cuda:
             states = hidden.flatten(0, 1).to(torch.bfloat16)
-            return linear_cross_entropy(states, self.embed.weight, labels.flatten())
-        nll = F.cross_entropy(
-            self.logits(hidden).flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
-        )
-        return nll.sum(), nll
+            total, nll = linear_cross_entropy(states, self.embed.weight, mine)
+        else:
+            logits = self.logits(hidden).flatten(0, 1)
+            nll = F.cross_entropy(logits, mine, ignore_index=-100, reduction="none")
+            total = nll.sum()
+        if self.context is not None:
+            whole = torch.zeros(labels.shape, device=nll.device)
+            whole[:, columns] = nll.detach().view(len(labels), -1)
+            nll = whole.flatten()
+        return total, nll
 
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor,
         segments: Tensor | None = None,
         labels: Tensor | None = None,
+        summed: bool = False,
         **_: Any,
-    ) -> CausalLMOutput:
-        """Logits (B, T, V); with labels (-100 = ignored, already shifted) the mean loss too."""
+    ) -> CausalLMOutput | tuple[Tensor, Tensor]:
+        """Logits (B, T, V); with labels (-100 = ignored, already shifted) the mean loss too.
+
+        Args:
+            summed: give what `losses` gives. All training passes through here, because ZeRO-3
+                gathers weights when modules are called.
+        """
+        if summed and labels is not None:
+            return self._losses(input_ids, segments, labels)
+        if self.context is not None:
+            raise ValueError("logits of whole rows need context_parallel: 1")
         logits = self.logits(self.hidden(input_ids, segments))
         loss = None
         if labels is not None:

@@ -8,6 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hillclimb.model.configuration import MaiConfig
+from hillclimb.model.parallel import Dispatch, Group
+
+
+class Linear(nn.Linear):
+    """x · W^T without bias, in the type of x whatever the weight is stored in."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, inputs) to (…, outputs)."""
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 class SwiGLU(nn.Module):
@@ -15,8 +27,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, ffn_size: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, ffn_size, bias=False)
-        self.down = nn.Linear(ffn_size // 2, width, bias=False)
+        self.gate_up = Linear(width, ffn_size)
+        self.down = Linear(ffn_size // 2, width)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Map (…, D) to (…, D)."""
@@ -61,29 +73,35 @@ class LatentMoE(nn.Module):
     """y = W_up sum_e g_e FFN_e(W_down x), top-k of a softmax over all experts, renormalised.
 
     Dropless: every token reaches its k experts. Rows are sorted by expert, so each expert is one
-    matrix product.
+    matrix product. With a `group`, this rank holds its share of the experts only, and rows travel
+    to the ranks that hold theirs.
     """
 
     def __init__(self, config: MaiConfig) -> None:
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.experts = config.num_experts
-        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
-        self.latent_down = nn.Linear(config.hidden_size, config.latent_size, bias=False)
-        self.latent_up = nn.Linear(config.latent_size, config.hidden_size, bias=False)
+        self.router = Linear(config.hidden_size, config.num_experts)
+        self.latent_down = Linear(config.hidden_size, config.latent_size)
+        self.latent_up = Linear(config.latent_size, config.hidden_size)
         width, ffn = config.latent_size, config.expert_ffn_size
         self.gate_up_EFW = nn.Parameter(torch.empty(config.num_experts, ffn, width))
         self.down_EWH = nn.Parameter(torch.empty(config.num_experts, width, ffn // 2))
         self.mean_E = self.chosen_E = torch.empty(0)
+        self.group: Group | None = None
+        self.watched = True
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D); in training leaves `mean_E` and `chosen_E` for the load."""
+        """Map (B, T, D) to (B, T, D); in training leaves `mean_E` and `chosen_E` for the load.
+
+        Not so where it is not `watched`: a layer that is computed once more for its gradients.
+        """
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         probs_NE = F.softmax(self.router(x_ND).float(), dim=-1)
         gates_NK, chosen_NK = torch.topk(probs_NE, self.top_k, dim=-1)
         gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
         counts_E = torch.bincount(chosen_NK.flatten(), minlength=self.experts)
-        if self.training:
+        if self.training and self.watched:
             self.mean_E, self.chosen_E = probs_NE.mean(0), counts_E
         latent_NW = self.latent_down(x_ND)
         mixed_NW = self._dispatch(latent_NW, gates_NK, chosen_NK, counts_E)
@@ -94,12 +112,28 @@ class LatentMoE(nn.Module):
     ) -> Tensor:
         order = torch.sort(chosen_NK.flatten(), stable=True).indices
         token_M = torch.div(order, self.top_k, rounding_mode="floor")
-        rows = latent_NW.index_select(0, token_M).split(counts_E.tolist())
+        out_MW = self._experts(latent_NW.index_select(0, token_M), counts_E)
+        weighted = out_MW * gates_NK.flatten().index_select(0, order)[:, None]
+        return torch.zeros_like(latent_NW).index_add(0, token_M, weighted)
+
+    def _experts(self, rows_MW: Tensor, counts_E: Tensor) -> Tensor:
+        """Each row through its expert; rows are in order of their expert."""
+        if self.group is None:
+            return self._products(rows_MW, counts_E)
+        dispatch = Dispatch(counts_E, self.group)
+        order_M = torch.sort(dispatch.experts(), stable=True).indices
+        rows_MW = dispatch.out(rows_MW).index_select(0, order_M)
+        out_MW = self._products(rows_MW, dispatch.theirs_PE.sum(0))
+        return dispatch.back(out_MW.index_select(0, torch.argsort(order_M)))
+
+    def _products(self, rows_MW: Tensor, counts_E: Tensor) -> Tensor:
         outs = []
         for rows_W, gate_up, down in zip(
-            rows, self.gate_up_EFW.unbind(0), self.down_EWH.unbind(0), strict=True
+            rows_MW.split(counts_E.tolist()),
+            self.gate_up_EFW.unbind(0),
+            self.down_EWH.unbind(0),
+            strict=True,
         ):
-            gate, up = F.linear(rows_W, gate_up).chunk(2, dim=-1)
-            outs.append(F.linear(F.silu(gate) * up, down))
-        weighted = torch.cat(outs) * gates_NK.flatten().index_select(0, order)[:, None]
-        return torch.zeros_like(latent_NW).index_add(0, token_M, weighted)
+            gate, up = F.linear(rows_W, gate_up.to(rows_W.dtype)).chunk(2, dim=-1)
+            outs.append(F.linear(F.silu(gate) * up, down.to(rows_W.dtype)))
+        return torch.cat(outs)

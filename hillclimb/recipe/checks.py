@@ -182,11 +182,11 @@ def _batches_divide(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _micro_batches_hold_a_row(recipe: Recipe) -> Iterator[Problem]:
-    micro = recipe.base.micro_batch_tokens
     for place, phase in phases(recipe):
+        micro = recipe.base.micro_batch(phase)
         if micro * phase.context_parallel < phase.sequence_length:
             what = f"is {micro}, too few for one sequence of {place} ({phase.sequence_length})"
-            fix = f"raise it, or {place}.context_parallel"
+            fix = f"raise it, or {place}.micro_batch_tokens, or {place}.context_parallel"
             yield Problem("base.micro_batch_tokens", what, fix)
             return
 

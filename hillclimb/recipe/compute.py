@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hillclimb.recipe.base import Section
 from hillclimb.recipe.kubernetes import Kubernetes
@@ -24,11 +24,24 @@ class Accelerator(Section):
 
 
 class Layout(Section):
-    """How climbs and fine-tuning are laid out over their ranks; base phases say it themselves."""
+    """How training is laid out over its ranks and their memory (report §2.8)."""
 
     zero_stage: Literal[1, 2, 3] = 2
-    context_parallel: int = Field(1, ge=1)
-    expert_parallel: int = Field(1, ge=1)
+    context_parallel: int = Field(1, ge=1, description="ranks that share every sequence")
+    expert_parallel: int = Field(1, ge=1, description="ranks that split the experts between them")
+    activations: Literal["kept", "recomputed", "on_host"] = Field(
+        "kept", description="between forward and backward; on_host: recomputed, inputs offloaded"
+    )
+    weights: Literal["fp32", "bf16"] = Field(
+        "fp32", description="how matrices are stored; products on a GPU are BF16 either way"
+    )
+    offload_optimizer: bool = Field(False, description="moments and master weights on the host")
+
+    @model_validator(mode="after")
+    def _storage(self) -> Layout:
+        if self.weights == "bf16" and self.zero_stage != 2:
+            raise ValueError(f"weights=bf16 needs zero_stage=2, not {self.zero_stage}")
+        return self
 
 
 class Compute(Section):
@@ -43,7 +56,7 @@ class Compute(Section):
     evaluation_ranks: int = Field(
         1, gt=0, description="processes that share the scorecard's models"
     )
-    post_training: Layout = Layout()
+    post_training: Layout = Field(Layout(), description="climbs and fine-tuning")
     parallel_stages: int = Field(2, gt=0, description="independent stages made at a time")
     threads: int = Field(1, gt=0, description="CPU threads of one rank")
     usd_per_hour: float = Field(0.0, ge=0, description="price of one accelerator-hour")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hillclimb.recipe.base import Section
+from hillclimb.recipe.compute import Layout
 
 CATEGORIES = (
     "code", "stem", "math", "books", "pdf", "web", "multilingual", "tools", "dialogue",
@@ -45,15 +46,15 @@ class Constant(Section):
 Schedule = Annotated[Cosine | Constant, Field(discriminator="type")]
 
 
-class Phase(Section):
+class Phase(Layout):
     """One base-training phase at one sequence length (report §2.6, App. B)."""
 
     sequence_length: int = Field(gt=1)
     tokens: int = Field(gt=0)
     schedule: Schedule
-    zero_stage: Literal[1, 2, 3] = 2
-    context_parallel: int = Field(1, ge=1)
-    expert_parallel: int = Field(1, ge=1)
+    micro_batch_tokens: int | None = Field(
+        None, gt=0, description="in this phase, instead of base.micro_batch_tokens"
+    )
 
 
 class BaseTraining(Section):
@@ -67,12 +68,22 @@ class BaseTraining(Section):
     dropout: float = Field(0.15, ge=0, lt=1, description="on every sublayer output")
     balance_coefficient: float = Field(1e-2, ge=0)
     checkpoint_every: int = Field(200, gt=0, description="steps between resumable checkpoints")
+    held_out_every: int = Field(
+        0, ge=0, description="steps between losses on held-out text; 0: at a phase's end only"
+    )
+    deterministic: bool = Field(
+        False, description="the same bytes from run to run on a GPU, at some cost in speed"
+    )
     spike_deviations: float = Field(
         8.0, gt=1, description="a loss so many mean deviations over its running mean is a spike"
     )
     phase_16k: Phase
     phase_64k: Phase
     phase_256k: Phase
+
+    def micro_batch(self, phase: Phase) -> int:
+        """Tokens that one rank takes through the model at once in `phase`."""
+        return phase.micro_batch_tokens or self.micro_batch_tokens
 
     @model_validator(mode="after")
     def _batches(self) -> BaseTraining:

@@ -46,11 +46,12 @@ def section(experiment: Experiment) -> Markup:
     phases = [(name, experiment.rows(name)) for name in NAMES if name in experiment.made]
     spikes = {name: experiment.json(name, "spikes.json") or [] for name, _ in phases}
     charts = join(draw(chart) for chart in _charts(phases, spikes))
-    return Markup('{}{}<div class="grid2">{}</div>{}{}{}').format(
+    return Markup('{}{}<div class="grid2">{}</div>{}{}{}{}').format(
         waiting,
         _phases(experiment, phases),
         charts,
         _held_out(experiment),
+        _positions(experiment),
         _spikes(spikes),
         _memorised(experiment),
     )
@@ -150,6 +151,28 @@ def _held_out(experiment: Experiment) -> Markup:
     return Markup("<h3>Held-out text</h3>{}{}").format(
         table(heads, rows, "Held-out NLL (nats a token) and bits per byte after each phase"),
         note("Bits per byte compare across tokenizers; NLL does not."),
+    )
+
+
+def _positions(experiment: Experiment) -> Markup:
+    """What a longer context is worth: NLL of late positions against that of early ones."""
+    found = {
+        name: {row["end"]: row for row in experiment.json(name, "positions.json") or []}
+        for name in NAMES
+        if name in experiment.made
+    }
+    starts = {row["end"]: row["start"] for rows in found.values() for row in rows.values()}
+    if not starts:
+        return Markup("")
+    rows = [
+        [f"{count(starts[end])} to {count(end)}",
+         *(decimal(rows.get(end, {}).get("nll")) for rows in found.values())]
+        for end in sorted(starts)
+    ]  # fmt: skip
+    heads = ["position", *(name.removeprefix("mai_base_").upper() for name in found)]
+    return Markup("<h3>NLL by position</h3>{}{}").format(
+        table(heads, rows, "Held-out NLL (nats a token) by position in the document"),
+        note("Of documents that fill more than half of the phase's sequence length."),
     )
 
 

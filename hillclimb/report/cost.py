@@ -1,10 +1,11 @@
-"""What every stage cost: seconds, tokens, and hours of processors or accelerators."""
+"""What every stage cost: seconds, tokens, hours of processors or accelerators, goodput."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hillclimb.artifacts import Artifact
+from hillclimb.report import goodput
 from hillclimb.report.experiment import Experiment
 from hillclimb.report.markup import (
     MISSING,
@@ -57,7 +58,7 @@ def _tokens(artifact: Artifact) -> float:
 
 
 def section(experiment: Experiment) -> Markup:
-    """The table, longest bars and the sums."""
+    """The table, longest bars, the sums, and how well training used its time."""
     costs = read_costs(experiment)
     if not costs:
         return pending(experiment.specs)
@@ -75,7 +76,9 @@ def section(experiment: Experiment) -> Markup:
         for cost in costs
     ]
     heads = ["stage", "", "time", "share", "tokens", "hours"]
-    return Markup("{}{}").format(_sums(experiment, costs), table(heads, rows, "Cost by stage"))
+    return Markup("{}{}{}").format(
+        _sums(experiment, costs), table(heads, rows, "Cost by stage"), goodput.section(experiment)
+    )
 
 
 def _bar(share: float) -> Markup:

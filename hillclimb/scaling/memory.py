@@ -9,6 +9,10 @@ from hillclimb.recipe.model import ModelRecipe
 from hillclimb.scaling.counts import attention_layer, count_parameters, gated, kv_cache_bytes
 
 GIB = 2.0**30
+STATE_BYTES = 12
+"""Of one parameter: its FP32 master and AdamW's two moments."""
+LOSS_CHUNK = 4096
+"""Tokens whose logits a GPU holds at once."""
 
 
 class Sharding(Protocol):
@@ -16,11 +20,23 @@ class Sharding(Protocol):
 
     @property
     def zero_stage(self) -> int:
-        """0: everything replicated; 1, 2, 3: optimizer, gradients, weights sharded as well."""
+        """1, 2, 3: optimizer, gradients, weights sharded as well."""
 
     @property
     def expert_parallel(self) -> int:
         """Ranks that split the experts between them."""
+
+    @property
+    def activations(self) -> str:
+        """`kept`, `recomputed` or `on_host`."""
+
+    @property
+    def weights(self) -> str:
+        """How matrices are stored: `fp32` or `bf16`."""
+
+    @property
+    def offload_optimizer(self) -> bool:
+        """Whether moments and master weights are on the host."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +75,31 @@ def training_memory(
     layout: Sharding,
     ranks: int,
     tokens: int,
-    weight_bytes: int,
+    product_bytes: int,
 ) -> Memory:
     """What one rank holds while it trains on `tokens` tokens at once.
 
-    Weights of matrix products take `weight_bytes`; gradients, moments and (beside BF16 weights)
-    the master copy are FP32 (report §2.6). A stage that shards something still gathers the
-    largest layer of it. Activations are checkpointed: each layer keeps its FP32 residual input
-    and is recomputed one at a time.
+    Weights are stored as the layout says; gradients, master weights and moments are FP32 (report
+    §2.6). A stage that shards something still gathers the largest layer of it. Experts that ranks
+    split between them are whole on their ranks at every stage, but for master weights and
+    moments. Of activations, all layers are kept; or each layer's FP32 residual input, and one
+    layer at a time is recomputed; or that one layer alone, the inputs being on the host. With
+    BF16 products the loss takes `LOSS_CHUNK` tokens at a time.
+
+    Args:
+        product_bytes: of a number in matrix products.
     """
-    counted = count_parameters(model, vocab_size)
-    whole = counted.shared + counted.experts / layout.expert_parallel
-    shard = counted.total / ranks
-    gathered = _largest_layer(model, vocab_size, layout.expert_parallel)
-    stage = layout.zero_stage
-    per_moment = 8 + (4 if weight_bytes < 4 else 0)
+    counted, stage = count_parameters(model, vocab_size), layout.zero_stage
+    parallel = layout.expert_parallel
+    own = counted.experts / parallel if parallel > 1 else 0.0
+    zero = counted.shared if own else counted.total
+    gathered = min(zero, zero / ranks + _largest_layer(model, vocab_size, 0 if own else 1))
     return Memory(
-        weights=weight_bytes * (min(whole, shard + gathered) if stage == 3 else whole),
-        gradients=4 * (min(whole, shard + gathered) if stage >= 2 else whole),
-        optimizer=per_moment * (shard if stage >= 1 else whole),
-        activations=_activations(model, tokens, weight_bytes),
-        logits=2 * 4 * tokens * vocab_size,
+        weights=(2 if layout.weights == "bf16" else 4) * (own + (gathered if stage == 3 else zero)),
+        gradients=4 * (own + (gathered if stage >= 2 else zero)),
+        optimizer=0 if layout.offload_optimizer else STATE_BYTES * counted.total / ranks,
+        activations=_activations(model, tokens, product_bytes, layout.activations),
+        logits=2 * 4 * (tokens if product_bytes == 4 else min(tokens, LOSS_CHUNK)) * vocab_size,
     )
 
 
@@ -103,30 +123,33 @@ def rollout_memory(
     )
 
 
-def weights_bytes(model: ModelRecipe, vocab_size: int, weight_bytes: int) -> int:
-    """Size of the weights in an artifact."""
-    return weight_bytes * count_parameters(model, vocab_size).total
+def weights_bytes(model: ModelRecipe, vocab_size: int) -> int:
+    """Size of the weights in an artifact, in FP32."""
+    return 4 * count_parameters(model, vocab_size).total
 
 
-def training_state_bytes(model: ModelRecipe, vocab_size: int, weight_bytes: int) -> int:
-    """Size of a resumable checkpoint: weights, FP32 master copy if they are BF16, two moments."""
-    master = 4 if weight_bytes < 4 else 0
-    return (weight_bytes + master + 8) * count_parameters(model, vocab_size).total
+def training_state_bytes(model: ModelRecipe, vocab_size: int) -> int:
+    """Size of a resumable checkpoint: master weights and two moments, in FP32."""
+    return STATE_BYTES * count_parameters(model, vocab_size).total
 
 
-def _largest_layer(model: ModelRecipe, vocab_size: int, expert_parallel: int) -> float:
-    experts = model.experts * gated(model.latent, model.expert_ffn) / expert_parallel
+def _largest_layer(model: ModelRecipe, vocab_size: int, experts: int) -> float:
+    """Parameters of the largest layer, with all of its experts (1) or without them (0)."""
+    routed = experts * model.experts * gated(model.latent, model.expert_ffn)
     router = model.hidden * model.experts + 2 * model.hidden * model.latent
     dense = gated(model.hidden, model.dense_ffn)
-    return max(attention_layer(model) + max(experts + router, dense), vocab_size * model.hidden)
+    return max(attention_layer(model) + max(routed + router, dense), vocab_size * model.hidden)
 
 
-def _activations(model: ModelRecipe, tokens: int, weight_bytes: int) -> float:
-    """Kept residual inputs of all layers, and one layer in full with its gradients."""
-    kept = 4 * model.layers * model.hidden
+def _activations(model: ModelRecipe, tokens: int, product_bytes: int, how: str) -> float:
+    """Residual inputs of all layers and one layer in full, each with its gradients."""
+    inputs = 4 * model.layers * model.hidden
     attention = (2 * model.query_heads + 2 * model.kv_heads) * model.head_dim + 2 * model.hidden
     dense = 2 * model.hidden + 3 * model.dense_ffn // 2
     expert = 2 * model.latent + 3 * model.expert_ffn // 2
     routed = 2 * model.hidden + 2 * model.latent + model.experts_per_token * expert + model.experts
-    one = attention + max(dense, routed)
-    return float(tokens) * (kept + 2 * weight_bytes * one)
+    if how == "kept":
+        layers = attention * model.layers + (dense + routed) * model.layers / 2
+        return float(tokens) * (inputs + 2 * product_bytes * layers)
+    one = 2 * product_bytes * (attention + max(dense, routed))
+    return float(tokens) * (one if how == "on_host" else inputs + one)

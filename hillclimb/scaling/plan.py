@@ -142,9 +142,9 @@ def _stage_plan(
     if estimate is None:
         return StagePlan(spec.name, spec.kind, spec.group)
     work = estimate(recipe, spec, specs)
-    vocab, width = recipe.tokenizer.vocab_size, recipe.compute.accelerator.weight_bytes
+    vocab = recipe.tokenizer.vocab_size
     makes_model = spec.name in checkpoints(specs)
-    state = training_state_bytes(recipe.model, vocab, width)
+    state = training_state_bytes(recipe.model, vocab)
     return StagePlan(
         spec.name,
         spec.kind,
@@ -153,7 +153,7 @@ def _stage_plan(
         work.tokens,
         work.flops,
         work.memory,
-        weights_bytes(recipe.model, vocab, width) if makes_model else 0,
+        weights_bytes(recipe.model, vocab) if makes_model else 0,
         state if makes_model else 0,
         work.accelerators,
         work.hours,
@@ -230,7 +230,9 @@ def _change(stage: StagePlan, part: str) -> str:
             "consolidation": "consolidation.sft.micro_batch_tokens",
             "student": f"specialists.{stage.group}.student.micro_batch_tokens",
         }.get(stage.kind, _climb_place(stage))
-    if part in ("activations", "logits"):
+    if part == "activations":
+        return f"{micro} or {place}.activations"
+    if part == "logits":
         return micro
     return f"{place}.zero_stage or {place}.expert_parallel"
 

@@ -31,9 +31,8 @@ def phase_work(recipe: Recipe, phase: Phase) -> Work:
     vocab = recipe.tokenizer.vocab_size
     flops = phase.tokens * training_flops(recipe.model, vocab, phase.sequence_length)
     width = recipe.compute.accelerator.weight_bytes
-    memory = training_memory(
-        recipe.model, vocab, phase, ranks, recipe.base.micro_batch_tokens, width
-    )
+    micro = recipe.base.micro_batch(phase)
+    memory = training_memory(recipe.model, vocab, phase, ranks, micro, width)
     return Work(phase.tokens, flops, memory, ranks, _training_hours(recipe, flops, ranks))
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch.distributed as dist
 
 from hillclimb.artifacts import Artifact
+from hillclimb.evaluation.positions import by_position, position_sums
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.tokenizer import TextTokenizer
+from hillclimb.stages.account import write_goodput
 from hillclimb.stages.context import Context
 from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.tables import jsonl, read_rows
 from hillclimb.stages.tokens import open_shards
 from hillclimb.training import runtime
+from hillclimb.training.determinism import be_deterministic
 from hillclimb.training.feed import Feed
 from hillclimb.training.held_out import token_nll
 from hillclimb.training.held_out_loss import HeldOutText
+from hillclimb.training.layout import Layout
 from hillclimb.training.learner import Learner
 from hillclimb.training.mixture import phase_budgets
 from hillclimb.training.pretrain import Pretrainer
@@ -25,18 +31,25 @@ from hillclimb.training.shards import Shards
 from hillclimb.training.spikes import in_one_line
 
 MEMORISATION_TOKENS = 8_000
+HELD_OUT_TOKENS = 50_000
 
 
 def make_base_phase(context: Context) -> None:
     """Train one phase, then measure it on held-out text and for memorised tokens."""
+    if context.config["deterministic"]:
+        be_deterministic()
     runtime.start(context.request.threads)
     model, tokenizer = _starting_point(context)
-    feed = _feed(context, tokenizer)
-    config = context.config
+    config, phase = context.config, context.config["phase"]
+    layout = layout_of(phase)
     learner = Learner(
-        model, config["optimizer"], config["phase"]["zero_stage"], config["balance_coefficient"]
+        model, config["optimizer"], layout, config["balance_coefficient"], _place(context)
     )
-    trainer = Pretrainer(learner, feed, config, context.seed)
+    feed = _feed(context, tokenizer, layout)
+    trainer = Pretrainer(
+        learner, feed, config | {"micro_batch_tokens": _micro_batch(config)}, context.seed,
+        _held_out(context, HELD_OUT_TOKENS), config["held_out_every"],
+    )  # fmt: skip
     for row in trainer.run(context.out):
         if context.rank == 0:
             context.reporter.progress(row["step"], trainer.steps, f"loss {row['loss']:.3f}")
@@ -57,7 +70,34 @@ def _starting_point(context: Context) -> tuple[MaiForCausalLM, TextTokenizer]:
     return MaiForCausalLM(config).initialise(context.seed), tokenizer
 
 
-def _feed(context: Context, tokenizer: TextTokenizer) -> Feed:
+def layout_of(section: dict[str, Any]) -> Layout:
+    """The layout that a recipe's section (as a dict) asks for."""
+    return Layout(
+        zero_stage=section["zero_stage"],
+        context_parallel=section["context_parallel"],
+        expert_parallel=section["expert_parallel"],
+        activation_checkpointing=section["activations"] != "kept",
+        offload_activations=section["activations"] == "on_host",
+        offload_optimizer=section["offload_optimizer"],
+        precision=section["weights"],
+    )
+
+
+def _place(context: Context) -> str:
+    """Where the recipe says how this phase is laid out."""
+    return f"base.phase_{context.request.name.rpartition('_')[2]}"
+
+
+def _micro_batch(config: dict[str, Any]) -> int:
+    return int(config["phase"]["micro_batch_tokens"] or config["micro_batch_tokens"])
+
+
+def _held_out(context: Context, category_tokens: int | None = None) -> HeldOutText:
+    rows = read_rows(context.streamed("mixture"), "held_out.parquet")
+    return HeldOutText(rows, context.config["phase"]["sequence_length"], category_tokens)
+
+
+def _feed(context: Context, tokenizer: TextTokenizer, layout: Layout) -> Feed:
     """The phase's rows: the mixture's plan and caps, scaled to the phase's part of its tokens.
 
     Raises:
@@ -70,7 +110,7 @@ def _feed(context: Context, tokenizer: TextTokenizer) -> Feed:
     plan = Plan(open_shards(mixture), phase_budgets(sources, phase["tokens"]), seed)
     feed = Feed(
         plan, length, tokenizer.end_of_text, batch // length, phase["tokens"] // length,
-        dist.get_rank(), dist.get_world_size(),
+        layout.data_rank, layout.data_world,
     )  # fmt: skip
     if feed.steps == 0:
         raise ValueError(
@@ -94,14 +134,25 @@ def _feed(context: Context, tokenizer: TextTokenizer) -> Feed:
 def _finish(
     context: Context, trainer: Pretrainer, model: MaiForCausalLM, tokenizer: TextTokenizer
 ) -> None:
-    length, mixture = context.config["phase"]["sequence_length"], context.streamed("mixture")
-    held_out = HeldOutText(read_rows(mixture, "held_out.parquet"), length).losses(model)
-    memorised = _memorised(context, model, trainer.feed.plan.shards)
+    spans, learner, mixture = trainer.spans, trainer.learner, context.streamed("mixture")
+    spans.write()
+    with spans.span("held_out"):
+        text = _held_out(context)
+        nll = text.token_nll(model, learner.layout)
+        held_out, positions = (
+            text.by_category(nll),
+            by_position(position_sums(nll, text.length), text.length),
+        )
+    with spans.span("finish"):
+        memorised = _memorised(context, model, trainer.feed.plan.shards, learner.layout)
+        weights = learner.full_weights()
+        if context.rank == 0:
+            save_model(context.out, model, tokenizer, "zero", weights)
     if context.rank == 0:
-        save_model(context.out, model, tokenizer, "zero")
         context.out.write_text("metrics.jsonl", jsonl(trainer.metrics))
         context.out.write_json("spikes.json", trainer.watch.spikes)
         context.out.write_json("held_out.json", held_out)
+        context.out.write_json("positions.json", positions)
         context.out.write_json("memorisation.json", memorised)
         context.out.write_json("sources.json", _given(mixture, trainer.feed))
         last = trainer.metrics[-1]
@@ -114,7 +165,8 @@ def _finish(
             "router_max_share": last["router_max_share"],
         }
         bpb = {f"bpb_{name}": values["bpb"] for name, values in held_out.items()}
-        context.commit(metrics | bpb, {"held_out": held_out, "memorised": memorised})
+        goodput = write_goodput(context, spans)
+        context.commit(metrics | bpb | goodput, {"held_out": held_out, "memorised": memorised})
     if dist.get_world_size() > 1:
         dist.barrier()
 
@@ -136,7 +188,9 @@ def _given(mixture: Artifact, feed: Feed) -> dict[str, dict[str, float]]:
     }
 
 
-def _memorised(context: Context, model: MaiForCausalLM, shards: Shards) -> dict[str, float]:
+def _memorised(
+    context: Context, model: MaiForCausalLM, shards: Shards, layout: Layout
+) -> dict[str, float]:
     """Share of tokens with an NLL under the threshold, on a sample of every source.
 
     The sample is of the first block of shards, which are themselves samples of the corpus.
@@ -153,7 +207,7 @@ def _memorised(context: Context, model: MaiForCausalLM, shards: Shards) -> dict[
     texts = shards.read(np.sort(np.concatenate(chosen)))
     found = {}
     for name, documents in zip(shards.names, chosen, strict=True):
-        nll = token_nll(model, [texts.body(int(i)) for i in documents], length)
+        nll = token_nll(model, [texts.body(int(i)) for i in documents], length, layout)
         values = np.concatenate([np.empty(0), *nll])
         found[name] = float((values < threshold).sum()) / max(len(values), 1)
     return found

@@ -21,13 +21,15 @@ from hillclimb.rl.rollouts import Sampler
 from hillclimb.rollout.engine import RolloutEngine
 from hillclimb.rollout.remote import RemoteEngine
 from hillclimb.rollout.torch_engine import TorchEngine
+from hillclimb.stages.account import write_goodput
 from hillclimb.stages.context import Context, one_rank
 from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.problems import read_problems
 from hillclimb.stages.tables import jsonl, write_table
 from hillclimb.training import runtime
-from hillclimb.training.checkpoint import latest, load_checkpoint, save_checkpoint
+from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.learner import Learner
+from hillclimb.training.spans import Spans
 
 SERVERS = "HILLCLIMB_ROLLOUT_SERVERS"
 ROLLOUTS = pa.schema(
@@ -58,13 +60,16 @@ def make_climb(context: Context) -> None:
     with (
         closing(_engine(context, model)) as engine,
         Graders(program_runner(sandboxes)) as graders,
+        Checkpointer(context.out, learner, context.reporter.log) as checkpoints,
     ):
         sampler = Sampler(engine, tokenizer, template, sandboxes)
         climb = Climb(config, learner, sampler, graders, problems, shares, context.seed)
-        _restore(context, climb)
-        _run(context, climb)
-    save_model(context.out, model, tokenizer, template)
-    _finish(context, climb)
+        spans = Spans(context.out)
+        _restore(context, climb, checkpoints)
+        _run(context, climb, checkpoints, spans)
+    with spans.span("finish"):
+        save_model(context.out, model, tokenizer, template)
+    _finish(context, climb, spans)
     runtime.stop()
 
 
@@ -75,11 +80,14 @@ def _engine(context: Context, model: MaiForCausalLM) -> RolloutEngine:
     return TorchEngine(model)
 
 
-def _run(context: Context, climb: Climb) -> None:
+def _run(context: Context, climb: Climb, checkpoints: Checkpointer, spans: Spans) -> None:
     every, saved = context.config["climb"]["checkpoint_every"], len(climb.rows)
     total = climb.curriculum.total_steps
-    for rows, kept in climb.run():
-        number = climb.update - 1
+    updates = climb.run()
+    while climb.stop is None:
+        number = climb.update
+        with spans.span("step", number):
+            rows, kept = next(updates)
         write_table(
             context.out, f"rollouts/part-{number:05d}.parquet",
             [_row(k, number, climb) for k in kept], ROLLOUTS,
@@ -90,27 +98,20 @@ def _run(context: Context, climb: Climb) -> None:
         context.reporter.progress(len(climb.rows), total, note)
         if len(climb.rows) - saved >= every and climb.stop is None:
             saved = len(climb.rows)
-            state, arrays = climb.state()
-            save_checkpoint(
-                context.out,
-                climb.learner,
-                climb.update,
-                state,
-                {"buffer.safetensors": save(arrays)},
-            )
+            with spans.span("checkpoint", number):
+                state, arrays = climb.state()
+                checkpoints.save(climb.update, state, {"buffer.safetensors": save(arrays)})
 
 
-def _restore(context: Context, climb: Climb) -> None:
-    state = load_checkpoint(context.out, climb.learner)
+def _restore(context: Context, climb: Climb, checkpoints: Checkpointer) -> None:
+    state = checkpoints.load()
     if state is None:
         return
-    folder = latest(context.out)
-    with context.out.fs.open(context.out.path(f"{folder}/buffer.safetensors"), "rb") as stream:
-        climb.restore(state, load(stream.read()))
+    climb.restore(state, load(checkpoints.extra("buffer.safetensors")))
     context.reporter.log(f"going on after {len(climb.rows)} gradient steps")
 
 
-def _finish(context: Context, climb: Climb) -> None:
+def _finish(context: Context, climb: Climb, spans: Spans) -> None:
     assert climb.stop is not None
     rows = climb.rows
     context.out.write_text("metrics.jsonl", jsonl(rows))
@@ -127,6 +128,7 @@ def _finish(context: Context, climb: Climb) -> None:
             "sampled_tokens": sum(row["sampled_tokens"] for row in rows),
             "learned_tokens": sum(row["learned_tokens"] for row in rows),
             "ungraded": _mean(rows, "ungraded"),
+            **write_goodput(context, spans, even_steps=False),
         },
         {"stop": asdict(climb.stop)},
     )

@@ -9,6 +9,7 @@ import pyarrow as pa
 from hillclimb.distillation.sft import FineTuner, Trace, tokenise_trace
 from hillclimb.distillation.traces import TraceFilter, select_traces
 from hillclimb.recipe.climb import SPECIALISTS
+from hillclimb.stages.account import write_goodput
 from hillclimb.stages.context import Context, one_rank
 from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.tables import jsonl, read_rows, write_table
@@ -92,7 +93,8 @@ def _fine_tune(
     for row in tuner.run(context.out):
         context.reporter.progress(row["step"], tuner.steps, f"loss {row['loss']:.3f}")
         context.reporter.metrics(row, int(row["step"]))
-    save_model(context.out, model, tokenizer, "chat")
+    with tuner.spans.span("finish"):
+        save_model(context.out, model, tokenizer, "chat")
     context.out.write_text("metrics.jsonl", jsonl(tuner.rows))
     context.commit(
         {
@@ -100,6 +102,7 @@ def _fine_tune(
             "steps": len(tuner.rows),
             "traces": len(short),
             "tokens": _tokens(short) * config["epochs"],
+            **write_goodput(context, tuner.spans, even_steps=False),
         },
         {"traces": counts, "too_long": len(traces) - len(short)},
     )

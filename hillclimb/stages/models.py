@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from hillclimb.artifacts import Artifact, ArtifactWriter
 from hillclimb.environments.templates import Template
@@ -15,14 +16,22 @@ from hillclimb.model.tokenizer import TextTokenizer
 
 
 def save_model(
-    out: ArtifactWriter, model: MaiForCausalLM, tokenizer: TextTokenizer, template: Template
+    out: ArtifactWriter,
+    model: MaiForCausalLM,
+    tokenizer: TextTokenizer,
+    template: Template,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write `model/`: config.json, model.safetensors, the tokenizer's files."""
+    """Write `model/`: config.json, model.safetensors, the tokenizer's files.
+
+    Args:
+        weights: of the whole model, where ranks share it out; its own parameters otherwise.
+    """
     config = model.config.to_diff_dict()
     config.update({TEMPLATE: template, "dropout": 0.0})
     with out.local(MODEL) as folder:
         tokenizer.save(folder)
-        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+        weights = weights or {n: p.detach().contiguous() for n, p in model.named_parameters()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         text = json.dumps(config, indent=1, sort_keys=True, default=str)
         (folder / "config.json").write_text(text + "\n")

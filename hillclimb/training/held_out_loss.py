@@ -9,6 +9,7 @@ import numpy as np
 
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.training.held_out import token_nll
+from hillclimb.training.layout import Layout
 
 
 class HeldOutText:
@@ -33,14 +34,18 @@ class HeldOutText:
                 taken[row["category"]] = before + min(len(row["tokens"]), length + 1)
         self.categories = sorted({row["category"] for row in self.rows})
 
-    def losses(self, model: MaiForCausalLM) -> dict[str, dict[str, float]]:
-        """`nll` a token, `bpb` (bits a byte) and `tokens` of every category; on all ranks."""
+    def token_nll(self, model: MaiForCausalLM, layout: Layout) -> list[np.ndarray]:
+        """NLL of every token but the first of each document; on all ranks."""
         documents = [np.asarray(row["tokens"], np.int32) for row in self.rows]
+        return token_nll(model, documents, self.length, layout)
+
+    def by_category(self, nll: list[np.ndarray]) -> dict[str, dict[str, float]]:
+        """`nll` a token, `bpb` (bits a byte) and `tokens` of every category."""
         sums = np.zeros((len(self.categories), 3))
-        for row, nll in zip(self.rows, token_nll(model, documents, self.length), strict=True):
-            share = (len(nll) + 1) / max(len(row["tokens"]), 1)
+        for row, values in zip(self.rows, nll, strict=True):
+            share = (len(values) + 1) / max(len(row["tokens"]), 1)
             sums[self.categories.index(row["category"])] += (
-                float(nll.sum()), float(len(nll)), row["bytes"] * share,
+                float(values.sum()), float(len(values)), row["bytes"] * share,
             )  # fmt: skip
         return {
             name: {

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from hillclimb.artifacts import ArtifactWriter
 from hillclimb.training.batches import TokenBatch
-from hillclimb.training.checkpoint import load_checkpoint, save_checkpoint
+from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.feed import Feed, prefetch
 from hillclimb.training.held_out_loss import HeldOutText
 from hillclimb.training.learner import Learner
 from hillclimb.training.schedule import learning_rate
+from hillclimb.training.spans import Spans
 from hillclimb.training.spikes import (
     DocumentLosses,
     SpikeWatch,
@@ -31,7 +32,7 @@ STEPS_AHEAD = 2
 
 
 class Pretrainer:
-    """Trains one phase; `metrics` and `watch.spikes` fill up as it goes."""
+    """Trains one phase; `metrics`, `watch.spikes` and `spans` fill up as it goes."""
 
     def __init__(
         self, learner: Learner, feed: Feed, config: dict[str, Any], seed: int,
@@ -56,29 +57,40 @@ class Pretrainer:
         Raises:
             FloatingPointError: if a loss or gradient is not finite, naming step and documents.
         """
-        state = load_checkpoint(out, self.learner)
-        if state:
-            self.metrics = state["metrics"]
-            self.watch.restore(state)
-        first = len(self.metrics)
-        with contextlib.closing(prefetch(self._micro_batches(first), STEPS_AHEAD)) as batches:
-            for step in range(first, self.steps):
-                row = self._step(step, next(batches)) | self._held_out_losses(step)
-                self.metrics.append(row)
-                yield row
-                if (step + 1) % self.config["checkpoint_every"] == 0 and step + 1 < self.steps:
-                    state = {"metrics": self.metrics, **self.watch.state()}
-                    save_checkpoint(out, self.learner, step + 1, state, {})
+        self.spans = Spans(out, dist.get_rank())
+        with Checkpointer(out, self.learner) as checkpoints:
+            if state := checkpoints.load():
+                self.metrics = state["metrics"]
+                self.watch.restore(state)
+            first = len(self.metrics)
+            with contextlib.closing(prefetch(self._micro_batches(first), STEPS_AHEAD)) as batches:
+                for step in range(first, self.steps):
+                    row = self._row(step, batches)
+                    self.metrics.append(row)
+                    yield row
+                    if (step + 1) % self.config["checkpoint_every"] == 0 and step + 1 < self.steps:
+                        with self.spans.span("checkpoint", step):
+                            state = {"metrics": self.metrics, **self.watch.state()}
+                            checkpoints.save(step + 1, state)
 
-    def _held_out_losses(self, step: int) -> dict[str, float]:
-        if not self.held_out or not self.held_out_every or (step + 1) % self.held_out_every:
-            return {}
-        losses = self.held_out.losses(self.learner.model)
+    def _row(self, step: int, batches: Iterator[list[TokenBatch]]) -> dict[str, float]:
+        with self.spans.span("data", step):
+            batch = next(batches)
+        with self.spans.span("step", step):
+            row = self._step(step, batch)
+        if self.held_out is None or not self.held_out_every or (step + 1) % self.held_out_every:
+            return row
+        with self.spans.span("held_out", step):
+            return row | self._held_out_losses(self.held_out)
+
+    def _held_out_losses(self, text: HeldOutText) -> dict[str, float]:
+        losses = text.by_category(text.token_nll(self.learner.model, self.learner.layout))
         return {f"held_out_{name}": values["nll"] for name, values in losses.items()}
 
     def _micro_batches(self, first: int) -> Generator[list[TokenBatch]]:
         """This stream's micro-batches of every step; runs in the feed's thread."""
-        size = max(1, self.config["micro_batch_tokens"] // self.feed.length)
+        tokens = self.config["micro_batch_tokens"] * self.learner.layout.context_parallel
+        size = max(1, tokens // self.feed.length)
         pinned = self.device.type == "cuda"
         for rows in self.feed.batches(first):
             yield [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ def start(threads: int = 1) -> tuple[int, int]:
         }
         _set.extend(name for name in alone if name not in os.environ)
         os.environ.update({name: alone[name] for name in _set})
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         load_deepspeed().init_distributed(dist_backend=_backend(), auto_mpi_discovery=False)
     return dist.get_rank(), dist.get_world_size()
 
@@ -39,6 +42,13 @@ def stop() -> None:
         dist.destroy_process_group()
     while _set:
         os.environ.pop(_set.pop(), None)
+
+
+def device() -> torch.device:
+    """Where this rank computes, and where collectives take their tensors."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def _backend() -> str:
@@ -52,12 +62,20 @@ def _free_port() -> int:
 
 
 def load_deepspeed() -> Any:
-    """DeepSpeed, told not to compile its shared-memory collective: gloo serves on CPU."""
+    """DeepSpeed, told not to compile its shared-memory collective: gloo serves on CPU.
+
+    Its autotuner imports mlflow where it can, over a second of every start, and is not used here.
+    """
     import logging
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("mlflow", None)
     import deepspeed
     from deepspeed import ops
+
+    if modules["mlflow"] is None:
+        del modules["mlflow"]
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -47,7 +47,7 @@ def made_root(tmp_path: Path) -> Path:
                 inputs=inputs,
                 config=spec.config,
                 files=[],
-                metrics={},
+                metrics={"goodput": 0.875} if spec.kind == "base_phase" else {},
                 summary={},
                 run={"seconds": 2.0, "ranks": spec.ranks, "pid": 1},
             )

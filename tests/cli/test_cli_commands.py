@@ -39,7 +39,7 @@ def test_plan_prints_the_recipe_the_graph_and_the_figures() -> None:
         "tokenizer, midtraining_mixture, ", ""
     )
     row = next(line for line in done.stdout.splitlines() if line.startswith("mai_base_16k"))
-    for cell in ("30T", "6.8e24", "19.1 days × 8,192", "962B (34.7B)", "1.8 TiB (12.3 TiB)"):
+    for cell in ("30T", "6.8e24", "19.1 days × 8,192", "962B (34.7B)", "3.5 TiB (10.5 TiB)"):
         assert cell in row
     assert done.stderr == ""
 
@@ -47,7 +47,7 @@ def test_plan_prints_the_recipe_the_graph_and_the_figures() -> None:
 def test_plan_refuses_what_cannot_fit(cli: Cli) -> None:
     done = cli("plan", "--recipe", SMALL, "--set", "compute.accelerator.memory_gib=0.05")
     assert done.exit_code == 2
-    assert "needs 0.07" in done.stderr
+    assert "needs 0.16" in done.stderr
     assert "a cpu-core has 0.05 GiB" in done.stderr
     assert "specialists.stem.climbs.1.micro_batch_tokens" in done.stderr
 
@@ -173,6 +173,8 @@ def test_status_tells_begun_and_running_stages(cli: Cli, made_root: Path) -> Non
     assert rows["tokenizer"][0] == "running"
     assert rows["tokenizer"][-2:] == ["process", str(os.getpid())]
     assert rows["mai_base_64k"][0] == "made"
+    assert rows["mai_base_64k"][-1] == "88%"
+    assert "88%" not in rows["stem_problems"]
 
 
 def test_too_little_disk_is_told_before_anything_starts(

@@ -24,7 +24,7 @@ def hillclimb(root: Path, *words: str, **environment: str) -> subprocess.Complet
 
 def identity_bearing(artifact: Artifact) -> dict[str, str]:
     """Digests of files that hold no timings."""
-    timed = ("metrics.jsonl", "MODEL_CARD.md", "card.json")
+    timed = ("metrics.jsonl", "goodput.json", "MODEL_CARD.md", "card.json")
     return {f.path: f.sha256 for f in artifact.manifest.files if f.path not in timed}
 
 

@@ -19,9 +19,11 @@ from hillclimb.recipe.load import (
     parse_recipe,
     presets,
 )
+from hillclimb.scaling.plan import plan_recipe
 
 SMALL = Path(__file__).with_name("small.yaml")
 TEXT = SMALL.read_text()
+FILES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 def mistakes(text: str) -> dict[str, str]:
@@ -39,10 +41,11 @@ def changed(*pairs: tuple[str, str]) -> str:
     return text
 
 
-@pytest.mark.parametrize("name", presets())
-def test_every_preset_is_a_recipe_that_dumps_and_loads_to_itself(name: str) -> None:
+@pytest.mark.parametrize("name", [*presets(), *FILES], ids=str)
+def test_every_recipe_here_dumps_and_loads_to_itself_and_fits(name: str | Path) -> None:
     recipe = load_recipe(name)
-    assert recipe.name == name
+    assert recipe.name == Path(name).stem
+    plan_recipe(recipe).require_fit()
     assert parse_recipe(dump_recipe(recipe)) == recipe
     assert len(stage_specs(recipe)) > 20
 

@@ -19,6 +19,7 @@ from hillclimb.recipe.graph import StageSpec, identify, stage_specs
 from hillclimb.recipe.schema import Recipe
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>"
+TRAINED = ("base_phase", "student", "consolidation", "climb")
 SCORES = {"mai_base_16k": 0.31, "mai_base_64k": 0.36, "mai_base_256k": 0.4}
 
 
@@ -86,6 +87,8 @@ class Maker:
                 out = ArtifactWriter(self.store.uri(name, self.fingerprints[name]))
                 rng = random.Random(name)
                 metrics = getattr(self, spec.kind, self.plain)(out, spec, rng)
+                if spec.kind in TRAINED:
+                    write_goodput(out)
                 self.commit(out, spec, metrics, 10.0 + index)
 
     def commit(
@@ -306,6 +309,19 @@ def climb_row(
         "learned_tokens": 4000, "seconds_sampling": (step % 5 == 0) * (2.5 + rng.random()),
         "seconds_grading": (step % 5 == 0) * 0.2, "seconds_learning": 0.7 + 0.1 * rng.random(),
     }  # fmt: skip
+
+
+def write_goodput(out: ArtifactWriter) -> None:
+    """A stage that was killed twice on its way: 80 % goodput."""
+    names = ("start", "restart", "lost_steps", "data", "checkpoint", "slow_steps", "held_out",
+             "finish", "other")  # fmt: skip
+    seconds = (4.0, 9.0, 3.0, 0.5, 0.5, 1.0, 0.4, 1.5, 0.1)
+    out.write_json(
+        "goodput.json",
+        {"goodput": 0.8, "actual_seconds": 100.0, "ideal_seconds": 80.0, "steps": 100,
+         "stalls": dict(zip(names, seconds, strict=True)), "attempts": 3, "steps_again": 4,
+         "even_steps": True, "data_seconds_of_other_ranks": []},
+    )  # fmt: skip
 
 
 def write_rows(out: ArtifactWriter, rows: list[dict[str, Any]]) -> None:

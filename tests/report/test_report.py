@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_experiment import HOSTILE, Maker, recipe, write_parquet
+from made_experiment import HOSTILE, TRAINED, Maker, recipe, write_parquet
 
 from hillclimb.artifacts import ArtifactError, ArtifactWriter
 from hillclimb.recipe.graph import stage_specs
@@ -97,6 +97,18 @@ def test_cost_is_the_sum_of_the_stages(report: Path) -> None:
     assert f"CPU-core hours {seconds / 3600:.2f}" in seen
     tokens = 3 * 409_600 + 7 * 600_000 + 4 * 50_000
     assert f"tokens trained, sampled and learned {tokens / 1e6:.3g}M" in seen
+
+
+def test_goodput_names_its_stalls_and_adds_up(report: Path) -> None:
+    page = report.read_text()
+    seen = text_of(page).replace(" , ", ", ")
+    trained = [name for name, spec in stage_specs(recipe()).items() if spec.kind in TRAINED]
+    for name in trained:
+        assert f"{name} 80.0 % restarts 9.0 %, start 4.0 %, lost steps 3.0 % 3 100 4" in seen
+    assert f"{trained[0]} 1 min 40 s 1 min 20 s 1.0 s 0.5 s 0.5 s 3.0 s 9.0 s 4.0 s" in seen
+    for bar in re.findall(r'class="split" aria-hidden="true">(.*?)</span>', page):
+        widths = [float(width) for width in re.findall(r"width:([\d.]+)%", bar)]
+        assert sum(widths) == pytest.approx(100, abs=1.5)
 
 
 def test_every_rollout_is_there_with_its_parts(report: Path, whole_root: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 
 import torch.distributed as dist
 from made_feed import budget_of, feed_of, table_of, write_shards
@@ -40,8 +41,11 @@ def main(out: str, die_after: int, zero_stage: int, micro: int, dropout: float) 
         "checkpoint_every": 3, "spike_deviations": 8.0,
     }  # fmt: skip
     trainer = Pretrainer(Learner(model, OPTIMIZER, zero_stage, 1e-2), feed, settings, 7)
-    for row in trainer.run(ArtifactWriter(out)):
+    writer = ArtifactWriter(out)
+    for row in trainer.run(writer):
         if row["step"] == die_after:
+            while row["step"] > settings["checkpoint_every"] and not writer.exists("resume/latest"):
+                time.sleep(0.01)
             os.kill(os.getpid(), 9)
     if dist.get_rank() == 0:
         digest = hashlib.sha256()
