@@ -117,11 +117,16 @@ def _feed(context: Context, tokenizer: TextTokenizer, layout: Layout) -> Feed:
             f"{context.request.name}: the mixture gives {len(plan)} tokens, less than one batch of "
             f"{batch}: raise the corpus's caps or lower batch_tokens"
         )
-    missing = phase["tokens"] - feed.steps * batch
-    if missing >= batch and context.rank == 0:
+    if context.rank == 0 and (missing := phase["tokens"] - feed.steps * batch) >= batch:
+        given = plan.given(len(plan))[0].tolist()
+        short = [
+            name
+            for name, tokens, budget in zip(feed.names, given, plan.budgets, strict=True)
+            if tokens < budget.planned
+        ]
         context.reporter.log(
             f"the feed is {missing} tokens short of the phase's {phase['tokens']}: "
-            "sources.json will say which sources end at their caps"
+            f"{', '.join(short) or 'every source'} can give no more under the epoch cap"
         )
     return feed
 

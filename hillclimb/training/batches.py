@@ -19,7 +19,7 @@ class TokenBatch:
         labels: the next tokens, -100 where they are of another document.
         sources: source of each label.
         places: where each label's document is in `documents`.
-        documents: numbers of the documents, on the host, (K,).
+        documents: numbers of the documents row by row, on the host, (K,).
         document_tokens: labels of each that count, on the host, (K,).
         source_tokens: labels of each source, all of them, on the host, (sources,).
     """
@@ -42,8 +42,10 @@ class TokenBatch:
             return made.pin_memory() if pinned else made
 
         same = rows.segments[:, 1:] == rows.segments[:, :-1]
-        documents, places = np.unique(rows.documents[:, 1:], return_inverse=True)
-        places = places.reshape(same.shape)
+        numbers = rows.documents[:, 1:]
+        begins = np.ones(same.shape, bool)
+        begins[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+        places = np.cumsum(begins).reshape(same.shape) - 1
         by_source = np.bincount(rows.sources[:, 1:].ravel(), minlength=sources)
         return cls(
             inputs=tensor(rows.tokens[:, :-1]),
@@ -51,8 +53,8 @@ class TokenBatch:
             labels=tensor(np.where(same, rows.tokens[:, 1:], -100)),
             sources=tensor(rows.sources[:, 1:]),
             places=tensor(places),
-            documents=documents,
-            document_tokens=np.bincount(places[same], minlength=len(documents)),
+            documents=numbers[begins],
+            document_tokens=np.bincount(places[same], minlength=int(begins.sum())),
             source_tokens=torch.from_numpy(by_source.astype(np.float64)),
         )
 

@@ -57,7 +57,9 @@ class Plan:
             shards.sources, weights=self.lengths, minlength=len(shards.names)
         ).astype(np.int64)
         epochs = [
-            b.drawn / n for b, n in zip(self.budgets, self.available.tolist(), strict=True) if n
+            min(b.drawn, b.cap) / n
+            for b, n in zip(self.budgets, self.available.tolist(), strict=True)
+            if n
         ]
         self.rounds = 1 if alone else max(1, math.ceil(max(epochs, default=1.0)))
         self.turns = [

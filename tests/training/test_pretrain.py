@@ -38,10 +38,10 @@ def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(tmp_path):
 @pytest.mark.slow("starts training on two ranks")
 def test_layouts_agree_with_one_rank(tmp_path):
     alone = train(tmp_path / "a")["losses"]
-    for name, layout in {
-        "micro": {"micro": 32},
-        "zero1": {"zero": 1},
-        "two": {"ranks": 2},
-    }.items():
+    for name, layout, apart in (
+        ("micro", {"micro": 32}, 2e-3),  # its balance loss sees the counts so far only
+        ("zero1", {"zero": 1}, 1e-6),
+        ("two", {"ranks": 2}, 1e-5),
+    ):
         losses = train(tmp_path / name, **layout)["losses"]
-        assert max(abs(a - b) for a, b in zip(alone, losses, strict=True)) < 2e-4, name
+        assert max(abs(a - b) for a, b in zip(alone, losses, strict=True)) < apart, name
