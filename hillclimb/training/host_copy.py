@@ -125,8 +125,8 @@ def first_not_finite(fragments: Sequence[Fragment]) -> tuple[Fragment, str] | No
         by_device.setdefault(fragment.tensors[kind].device, []).append(index)
     for indices in by_device.values():
         tensors = [places[i][0].tensors[places[i][1]] for i in indices]
-        largest = torch.stack(torch._foreach_norm(tensors, ord=torch.inf))
-        bad = (~torch.isfinite(largest)).nonzero().flatten().tolist()
+        ends = torch.stack([torch.stack(torch.aminmax(tensor)) for tensor in tensors])
+        bad = (~torch.isfinite(ends).all(1)).nonzero().flatten().tolist()
         if bad:
             return places[indices[bad[0]]]
     return None

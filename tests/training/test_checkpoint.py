@@ -164,7 +164,7 @@ def test_another_model_is_refused_by_name(tmp_path, learner):
         assert checkpoints.load() is not None
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_state_that_is_not_finite_is_not_written(tmp_path, learner, value):
     train(str(tmp_path), learner, 3)
     before = pointed_at(tmp_path)
