@@ -72,7 +72,8 @@ class Learner:
 
     def _engine(self, optimizer: dict[str, Any]) -> Any:
         deepspeed = load_deepspeed()
-        deepspeed.utils.set_z3_leaf_modules(self.model, [DecoderLayer])
+        if self.layout.zero_stage == 3:
+            deepspeed.utils.set_z3_leaf_modules(self.model, [DecoderLayer])
         adam = torch.optim.AdamW(
             parameter_groups(self.model, optimizer),
             lr=0.0,

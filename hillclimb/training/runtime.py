@@ -61,9 +61,14 @@ def _free_port() -> int:
 
 
 def load_deepspeed() -> Any:
-    """DeepSpeed, told not to compile its shared-memory collective: gloo serves on CPU."""
-    import logging
+    """DeepSpeed, told not to compile its shared-memory collective: gloo serves on CPU.
 
+    It calls collectives by names that PyTorch warns of at each call; that is not for our logs.
+    """
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     from deepspeed import ops
