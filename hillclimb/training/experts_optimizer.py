@@ -132,8 +132,10 @@ class ExpertsOptimizer:
         self.push()
 
     def drop(self) -> None:
-        """Forget the gradients of `reduce`."""
+        """Forget all gradients."""
         self.adam.zero_grad()
+        for weight in self.weights:
+            weight.grad = None
 
     @torch.no_grad()
     def push(self) -> None:

@@ -18,6 +18,7 @@ from hillclimb.model.saving import SavedActivations
 from hillclimb.training.held_out import token_nll
 from hillclimb.training.layout import Layout
 
+KINDS = ("loss", "norm", "balance", "load", "gradient", "worst_gradient", "weights", "held_out")
 SCRIPT = Path(__file__).parent / "layouts_once.py"
 CONFIG = MaiConfig(
     vocab_size=61, hidden_size=32, dense_ffn_size=64, latent_size=16, expert_ffn_size=32,
@@ -26,34 +27,48 @@ CONFIG = MaiConfig(
 )  # fmt: skip
 
 
-@pytest.mark.slow("trains every layout on two ranks")
-def test_every_layout_computes_what_one_rank_computes(capsys):
+def run(
+    ranks: int, these: str, only: str, capsys: pytest.CaptureFixture[str]
+) -> dict[str, list[dict]]:
+    """What the ranks print, by kind; the table goes to the terminal."""
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
-         str(SCRIPT)],
+        [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}",
+         "--standalone", str(SCRIPT), these, only],
         capture_output=True, text=True, timeout=500, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    lines = [line.partition(" ") for line in done.stdout.splitlines() if line[:2] in ("RE", "BE")]
     assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.partition(" ") for line in done.stdout.splitlines() if line[:2] in ("RE", "BE")]
     with capsys.disabled():
         print("\n" + "\n".join(rest for _, _, rest in lines))
-    rows = {kind: [json.loads(r) for k, _, r in lines if k == kind] for kind, _, _ in lines}
+    return {kind: [json.loads(r) for k, _, r in lines if k == kind] for kind, _, _ in lines}
+
+
+def check(rows: dict[str, list[dict]]) -> None:
     for row in rows["RESUMED"]:
-        assert row["once"], row
-        assert row["same"], row
-        assert row["names"], row
-        assert row["steps"] == 3, row
-    assert len(rows["RESUMED"]) == 7
+        assert [row[key] for key in ("once", "same", "names", "skips", "steps")] == [True] * 4 + [3]
     assert rows["BESIDE"][0]["experts"] < 1e-5
     assert rows["BESIDE"][0]["fast"] < 1e-2
-    assert len(rows["RESULT"]) == 18
     for row in rows["RESULT"]:
+        errors = {key: value for key, value in row.items() if key in KINDS}
         narrow = "BF16" in row["layout"]
-        errors = {k: v for k, v in row.items() if isinstance(v, float)}
-        del errors["tokens_per_second"], errors["memory_gib"]
+        assert len(errors) == len(KINDS)
         assert max(errors.values()) < (0.05 if narrow else 1e-5), row
         assert row["worst_gradient"] < (0.01 if narrow else 1e-5), row
+
+
+@pytest.mark.slow("trains every layout on two ranks")
+def test_every_layout_computes_what_one_rank_computes(capsys):
+    rows = run(2, "", "", capsys)
+    check(rows)
+    assert (len(rows["RESUMED"]), len(rows["RESULT"])) == (8, 18)
+
+
+@pytest.mark.slow("trains on four ranks")
+def test_experts_that_several_ranks_hold_compute_what_one_rank_computes(capsys):
+    rows = run(4, "EP, ZeRO-2", "EP 2, ZeRO-2", capsys)
+    check(rows)
+    assert (len(rows["RESUMED"]), len(rows["RESULT"])) == (1, 1)
 
 
 def gradients(saved: SavedActivations, dropout: float) -> tuple[list[torch.Tensor], torch.Tensor]:
