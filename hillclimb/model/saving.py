@@ -63,7 +63,7 @@ def _unwatched(layer: nn.Module) -> Iterator[None]:
 def _to_host(tensor: Tensor) -> tuple[torch.device | None, Tensor]:
     """A copy in pinned memory, made in the stream's order.
 
-    Weights stay where they are, and so does what has gaps: compiled code wants the strides it saved.
+    Weights stay where they are, and so does what has gaps: compiled code wants its strides back.
     """
     whole = tensor if tensor._base is None else tensor._base
     if (whole.is_leaf and whole.requires_grad) or not tensor.is_floating_point():
