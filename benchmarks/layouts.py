@@ -10,6 +10,7 @@ numbers of a kind. On a GPU products are in BF16, and so are the errors.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from dataclasses import dataclass, replace
@@ -163,7 +164,7 @@ def reference(model: MaiForCausalLM, data: list[Batch], micro: int, length: int)
             balance += float(term.detach())
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER["grad_clip"])
         if not outcome.losses:
-            outcome.gradient = {n: p.grad.clone() for n, p in model.named_parameters()}  # type: ignore[union-attr]
+            outcome.gradient = {n: p.grad.cpu().clone() for n, p in model.named_parameters()}  # type: ignore[union-attr]
         adam.step()
         adam.zero_grad()
         outcome.losses.append(loss)
@@ -199,7 +200,9 @@ def parts(batch: Batch, micro: int) -> list[Batch]:
 def train(
     model: MaiForCausalLM, layout: Layout, data: list[Batch], micro: int, length: int
 ) -> tuple[Outcome, dict[str, float]]:
-    """The same through the learner; also tokens a second and the peak of GPU memory."""
+    """The same through the learner; also tokens a second and GPU memory at most in a step."""
+    clean()
+    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     learner = Learner(model, OPTIMIZER, layout, BALANCE)
     outcome = Outcome([], [], [], torch.empty(0), {}, {}, np.empty(0))
 
@@ -210,9 +213,12 @@ def train(
     seconds = 0.0
     for batch in data:
         mine = slice(layout.data_rank, None, layout.data_world)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         sums = learner.step([part.rows(mine) for part in parts(batch, micro)], loss, RATE)
         seconds = time.perf_counter() - started
+        peak = torch.cuda.max_memory_allocated() - before if torch.cuda.is_available() else 0
         if not outcome.losses:
             outcome.gradient = first_gradient(learner)
         outcome.losses.append(sums["nll"] / batch.labels.numel())
@@ -223,8 +229,17 @@ def train(
     outcome.held_out = np.concatenate(
         token_nll(model, documents(model.config, length), length, layout)
     )
-    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    return outcome, {"tokens_per_second": data[0].labels.numel() / seconds, "memory_gib": memory}
+    learner.engine.destroy()
+    speed = data[0].labels.numel() / seconds
+    return outcome, {"tokens_per_second": speed, "memory_gib": peak / 2**30}
+
+
+def clean() -> None:
+    """Forget former models and what was compiled for them."""
+    gc.collect()
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def first_gradient(learner: Learner) -> dict[str, Tensor]:
@@ -285,8 +300,6 @@ def main() -> None:
         key = shape.num_key_value_heads, layout.precision == "bf16"
         if key not in references:
             references[key] = reference(beginning(shape, key[1]), data, micro, length)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
         ours, speed = train(beginning(shape, key[1]), layout, data, micro, length)
         if rank == 0:
             report(name, compare(ours, references[key]) | speed, options.json)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from naive_mai import naive_losses
 from torch import Tensor
 
+from hillclimb.model.attention import AttentionInputs
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.fast import keep_weights_in_bf16
 from hillclimb.model.modeling import MaiForCausalLM
@@ -111,7 +112,7 @@ def reference(
     model: MaiForCausalLM, ids: Tensor, segments: Tensor | None, labels: Tensor
 ) -> Tensor:
     """The path that a CPU takes: FP32, dense masks, a loop over experts, whole logits."""
-    inputs = model._attention_inputs(ids, 0, segments, None)
+    inputs = AttentionInputs.of(model.config, ids, 0, segments, None)
     x = model.embed(ids)
     for layer in model.layers:
         x = layer(x, inputs, None)

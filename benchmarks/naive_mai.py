@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
+from hillclimb.model.attention import Attention, RMSNorm
 from hillclimb.model.block_masks import attention_blocks
-from hillclimb.model.modeling import Attention, MaiForCausalLM, RMSNorm
+from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.moe import LatentMoE, SwiGLU
 
 CHUNK = 4096

@@ -61,13 +61,18 @@ def _unwatched(layer: nn.Module) -> Iterator[None]:
 
 
 def _to_host(tensor: Tensor) -> tuple[torch.device | None, Tensor]:
-    """A copy in pinned memory, made in the stream's order; weights stay where they are."""
+    """A copy in pinned memory, made in the stream's order.
+
+    Weights stay where they are, and so does what has gaps: compiled code wants its strides back.
+    """
     whole = tensor if tensor._base is None else tensor._base
     if (whole.is_leaf and whole.requires_grad) or not tensor.is_floating_point():
         return None, tensor
     if not tensor.is_cuda:
         return tensor.device, tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    if host.stride() != tensor.stride():
+        return None, tensor
     return tensor.device, host.copy_(tensor, non_blocking=True)
 
 

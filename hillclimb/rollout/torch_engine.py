@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hillclimb.model.modeling import KVCache, MaiForCausalLM
+from hillclimb.model.attention import KVCache
+from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches
 from hillclimb.rollout.sampling import draw, pack_mask
 

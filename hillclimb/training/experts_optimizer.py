@@ -116,7 +116,7 @@ class ExpertsOptimizer:
         if self.replicas is None:
             return grad
         piece = grad.new_empty(weight.master.numel())
-        dist.reduce_scatter_tensor(piece, grad, group=self.replicas)
+        dist.reduce_scatter_single(piece, grad, group=self.replicas)
         return piece
 
     @torch.no_grad()
@@ -132,8 +132,10 @@ class ExpertsOptimizer:
         self.push()
 
     def drop(self) -> None:
-        """Forget the gradients of `reduce`."""
+        """Forget all gradients."""
         self.adam.zero_grad()
+        for weight in self.weights:
+            weight.grad = None
 
     @torch.no_grad()
     def push(self) -> None:
@@ -143,7 +145,7 @@ class ExpertsOptimizer:
             piece = weight.flat.narrow(0, size * self.piece, size)
             piece.copy_(weight.master)
             if self.replicas is not None:
-                dist.all_gather_into_tensor(weight.flat, piece.clone(), group=self.replicas)
+                dist.all_gather_single(weight.flat, piece.clone(), group=self.replicas)
 
     def make_moments(self) -> None:
         """Zeros, where AdamW has made no moments yet."""
@@ -176,10 +178,10 @@ class ExpertsOptimizer:
             mine = master
             if self.replicas is not None:
                 mine = master.new_empty(weight.flat.shape)
-                dist.all_gather_into_tensor(mine, master, group=self.replicas)
+                dist.all_gather_single(mine, master, group=self.replicas)
             mine = mine[: weight.live.numel()].contiguous()
             whole = mine.new_empty(weight.shape)
-            dist.all_gather_into_tensor(whole.view(-1), mine, group=self.experts)
+            dist.all_gather_single(whole.view(-1), mine, group=self.experts)
             if dist.get_rank() == 0:
                 found[weight.name] = whole.cpu()
         return found

@@ -72,7 +72,8 @@ class Learner:
 
     def _engine(self, optimizer: dict[str, Any]) -> Any:
         deepspeed = load_deepspeed()
-        deepspeed.utils.set_z3_leaf_modules(self.model, [DecoderLayer])
+        if self.layout.zero_stage == 3:
+            deepspeed.utils.set_z3_leaf_modules(self.model, [DecoderLayer])
         adam = torch.optim.AdamW(
             parameter_groups(self.model, optimizer),
             lr=0.0,
@@ -99,14 +100,14 @@ class Learner:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         totals: dict[str, Tensor] = {}
-        balance = torch.zeros((), dtype=torch.float64)
+        balance = torch.zeros((), dtype=torch.float64, device=runtime.device())
         for index, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             self.engine.optimizer.clear_backward_seen_flag()  # as the engine's own forward does
             loss, metrics = loss_function(self.model, batch)
             mean_LE = torch.stack([layer.mean_E for layer in moe])
             term = self.load.balance(mean_LE, torch.stack([layer.chosen_E for layer in moe]))
-            balance = balance.to(term.device) + term.detach().double() / len(batches)
+            balance = balance + term.detach().double() / len(batches)
             share = self.balance_coefficient / (len(batches) * self.world)
             self.engine.backward((loss + share * term) * self.world)
             for key, value in metrics.items():
@@ -121,14 +122,15 @@ class Learner:
     def _update(self, learning_rate: float) -> None:
         """Clip by the norm of all gradients, step, and spread the new weights."""
         self.engine.step()
-        self.steps += 1
+        taken = not self.engine.optimizer.overflow  # a gradient that is not finite is not stepped
+        self.steps += taken
         if self.experts is None:
             return
-        if self.engine.optimizer.overflow:
+        if taken:
+            norm = float(self.engine.get_global_grad_norm())
+            self.experts.step(learning_rate, 1.0 / max(1.0, (norm + 1e-6) / self.clip))
+        else:
             self.experts.drop()
-            return
-        norm = float(self.engine.get_global_grad_norm())
-        self.experts.step(learning_rate, 1.0 / max(1.0, (norm + 1e-6) / self.clip))
 
     def _state(self, mean_LE: Tensor, balance: float) -> dict[str, float]:
         mean_LE = mean_LE.float()

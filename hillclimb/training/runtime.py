@@ -65,9 +65,12 @@ def load_deepspeed() -> Any:
     """DeepSpeed, told not to compile its shared-memory collective: gloo serves on CPU.
 
     Its autotuner imports mlflow where it can, over a second of every start, and is not used here.
+    It calls collectives by names that PyTorch warns of at each call; that is not for our logs.
     """
     import logging
+    import warnings
 
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     modules: dict[str, Any] = sys.modules
     modules.setdefault("mlflow", None)

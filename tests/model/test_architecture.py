@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hillclimb.model.attention import Attention, AttentionInputs, _rotate
 from hillclimb.model.configuration import MaiConfig
-from hillclimb.model.modeling import Attention, MaiForCausalLM, _rotate
+from hillclimb.model.modeling import MaiForCausalLM
 
 WINDOW = 3
 
@@ -131,7 +132,7 @@ def test_a_global_layer_knows_no_order_and_a_local_one_does():
     model = small(sliding_window=64)
     x = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0))
     mixed_up = torch.cat((x[:, [4, 2, 6, 0, 5, 1, 3]], x[:, 7:]), 1)
-    inputs = model._attention_inputs(torch.zeros(1, 8, dtype=torch.long), 0, None, None)
+    inputs = AttentionInputs.of(model.config, torch.zeros(1, 8, dtype=torch.long), 0, None, None)
     for number, same in ((5, True), (4, False)):
         module = model.layers[number].attention
         ends = [module(y, inputs, None)[0, -1] for y in (x, mixed_up)]
@@ -141,7 +142,7 @@ def test_a_global_layer_knows_no_order_and_a_local_one_does():
 def test_rotary_positions_by_hand():
     """At position 1 the first pair turns by 1 rad, the second of two by 1/100 rad."""
     model = small()
-    inputs = model._attention_inputs(torch.zeros(1, 3, dtype=torch.long), 0, None, None)
+    inputs = AttentionInputs.of(model.config, torch.zeros(1, 3, dtype=torch.long), 0, None, None)
     x = torch.tensor([1.0, 1.0, 0.0, 0.0])
     turned = _rotate(x, inputs.cos[1], inputs.sin[1])
     expected = [math.cos(1), math.cos(0.01), math.sin(1), math.sin(0.01)]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hillclimb.model.attention import AttentionInputs
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.fast import FastInputs, keep_weights_in_bf16
 from hillclimb.model.kernels import gated_swiglu_backward, softmax_slope, top_experts
@@ -33,7 +34,7 @@ def batch(length: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain_hidden(network: MaiForCausalLM, ids: Tensor, segments: Tensor | None) -> Tensor:
-    inputs = network._attention_inputs(ids, 0, segments, None)
+    inputs = AttentionInputs.of(network.config, ids, 0, segments, None)
     x = network.embed(ids)
     for layer in network.layers:
         x = layer(x, inputs, None)

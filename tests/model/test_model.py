@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hillclimb.model.attention import AttentionInputs, KVCache
 from hillclimb.model.configuration import MaiConfig
-from hillclimb.model.modeling import KVCache, MaiForCausalLM
+from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.moe import LatentMoE, RouterLoad
 from hillclimb.recipe.load import load_recipe
 from hillclimb.scaling.counts import count_parameters
@@ -101,7 +102,7 @@ def test_a_local_layer_sees_its_window_and_no_more():
     model = small(num_hidden_layers=6, global_every=6)
     attention = model.layers[0].attention
     ids = torch.arange(12)[None]
-    inputs = model._attention_inputs(ids, 0, None, None)
+    inputs = AttentionInputs.of(model.config, ids, 0, None, None)
     assert attention.local
     assert inputs.local[0, 0, 11].nonzero().flatten().tolist() == [7, 8, 9, 10, 11]
     assert inputs.full[0, 0, 11].all()
