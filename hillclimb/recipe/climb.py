@@ -197,7 +197,7 @@ class ClimbRecipe(Section):
         None,
         gt=0,
         description="stop drawing prompts after so many times, if need be with a short batch; "
-        "null: draw until every batch is full, and make no step with less",
+        "null: until every batch is full or every problem tried, and no step with less",
     )
     balance_coefficient: float = Field(1e-5, ge=0)
     std_eps: float = Field(1e-6, gt=0)

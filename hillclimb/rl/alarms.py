@@ -21,24 +21,27 @@ class Gauge:
     signal: Signal
     column: str
     says: str
-    form: str
     high: str
     low: str | None = None
+    form: str = "{:.1%}"
+    unit: str = ""
+
+    def written(self, value: float) -> str:
+        """A value of the signal, without its unit."""
+        return self.form.format(value)
 
 
+NATS = {"form": "{:.3g}", "unit": " nats a token"}
 GAUGES = (
-    Gauge("mismatch", "mismatch", "the gap between engine and learner is", "{:.3f} nats a token",
-          "max_mismatch"),
-    Gauge("entropy", "entropy", "the entropy is", "{:.3f} nats a token",
-          "max_entropy", "min_entropy"),
-    Gauge("truncation", "truncated_share", "the share of rollouts that hit the length limit is",
-          "{:.1%}", "max_truncated_share"),
-    Gauge("reward_hack", "hacked_share", "the share of rollouts that set off a canary is",
-          "{:.1%}", "max_hacked_share"),
-    Gauge("disagreement", "disagreement", "the share that judge and verifier see differently is",
-          "{:.1%}", "max_disagreement"),
-    Gauge("gradient", "grad_norm_ratio", "the gradient's norm, over its running median, is",
-          "{:.1f}", "max_gradient_ratio"),
+    Gauge("mismatch", "mismatch", "engine and learner differ by", "max_mismatch", **NATS),
+    Gauge("entropy", "entropy", "the entropy is", "max_entropy", "min_entropy", **NATS),
+    Gauge("truncation", "truncated_share", "rollouts that hit the length limit:",
+          "max_truncated_share"),
+    Gauge("reward_hack", "hacked_share", "rollouts that set off a canary:", "max_hacked_share"),
+    Gauge("disagreement", "disagreement", "rollouts that judge and verifier see differently:",
+          "max_disagreement"),
+    Gauge("gradient", "grad_norm_ratio", "the gradient's norm is", "max_gradient_ratio",
+          form="{:.3g}", unit=" times its running median"),
 )  # fmt: skip
 
 
@@ -102,11 +105,12 @@ def _excess(row: dict[str, float], rule: dict[str, Any], gauge: Gauge) -> float:
 
 
 def _told(gauge: Gauge, value: float, side: str, limit: float) -> str:
-    return f"{gauge.says} {gauge.form.format(value)}, {side} {gauge.form.format(limit)}"
+    seen = f"{gauge.says} {gauge.written(value)}{gauge.unit}"
+    return f"{seen}, {side} {gauge.written(limit)}"
 
 
 def _quiet(values: list[float], gauge: Gauge) -> str:
     if not values:
         return "no gradient step was taken"
-    least = f"{gauge.form.format(min(values))} to " if gauge.low is not None else "at most "
-    return f"{gauge.says} {least}{gauge.form.format(max(values))}"
+    least = f"{gauge.written(min(values))} to" if gauge.low is not None else "at most"
+    return f"{gauge.says} {least} {gauge.written(max(values))}{gauge.unit}"

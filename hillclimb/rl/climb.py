@@ -97,11 +97,15 @@ class Climb:
         return found
 
     def _may_draw(self, found: Update, draws: int) -> bool:
-        """Whether prompts remain: so many draws an update, or as many prompts as there are."""
+        """Whether draws are left where they are limited, and problems not tried where not.
+
+        Shares may keep the rest of a large specialist waiting: two passes' worth is enough.
+        """
         most = self.config["draws_per_update"]
         if most is not None:
             return draws < int(most)
-        return found.prompts < sum(self.queue.sizes[name] for name in self.queue.names)
+        problems = sum(self.queue.sizes[name] for name in self.queue.names)
+        return len(found.tried) < problems and found.prompts < 2 * problems
 
     def _seed(self, draw: int) -> int:
         """A seed for each draw: even, since the early samples' is this one and the rest's the next.
@@ -118,6 +122,7 @@ class Climb:
         prompts = self.queue.take(self.config["prompts_per_update"])
         problems = [self.problems[name][index] for name, index in prompts]
         found.prompts += len(prompts)
+        found.tried.update(prompts)
         seed = self._seed(draw)
         early = self._rollouts(found, problems, groups["early"], seed)
         found.early_passes += [p for group in early for p in passes(group)]
@@ -212,7 +217,7 @@ class Climb:
     def _nothing_left(self, update: Update) -> Stop | None:
         """Stop after updates without a batch to learn from; their rollouts are kept.
 
-        One is enough where it went through all prompts.
+        One is enough where it went through all problems.
         """
         last = int(self.rows[-1]["update"]) if self.rows else -1
         idle = IDLE_UPDATES if self.config["draws_per_update"] is not None else 1
@@ -220,7 +225,7 @@ class Climb:
             return None
         told = f"no group of the last {idle} updates had something to learn from"
         if idle == 1:
-            told = f"all {update.prompts} prompts gave less than a batch to learn from"
+            told = f"{len(update.tried)} problems gave less than a batch to learn from"
         return Stop(
             "solved" if update.pass_rate > 0.5 else "plateau",
             f"{told}: pass rate {update.pass_rate:.3f}",

@@ -28,13 +28,19 @@ class Kept:
 
 @dataclass
 class Update:
-    """What one round of sampling brought; `early_passes` are those of the early exit's samples."""
+    """What one round of sampling brought.
+
+    Attributes:
+        early_passes: of the early exit's samples.
+        tried: the problems drawn so far, by specialist and index, in `prompts` prompts.
+    """
 
     kept: list[Kept] = field(default_factory=list)
     groups: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("kept", "early_exit", "filtered", "stale"), 0)
     )
     early_passes: list[bool] = field(default_factory=list)
+    tried: set[tuple[str, int]] = field(default_factory=set)
     prompts: int = 0
     sampled_tokens: int = 0
     seconds_sampling: float = 0.0
@@ -85,6 +91,7 @@ def step_columns(sums: Row, tokens: int, groups: list[Group], before: list[Row])
         "grad_norm": sums["grad_norm"],
         "grad_norm_ratio": norm_ratio([row["grad_norm"] for row in before], sums["grad_norm"]),
         "balance_loss": sums["balance_loss"],
+        "groups_learned": len(groups),
         "learned_tokens": sum(s.length for g in groups for s in g.samples),
     }
 
