@@ -147,7 +147,8 @@ def _charts(experiment: Experiment, line: Timeline) -> list[Chart]:
     wide = "k widens the upper trust bound 1/(1−ε)+k while entropy is under its target."
     wide = wide if recipe.entropy else "No controller: the trust clip stays as it is."
     gap = (
-        "Mean |log-probability gap| a token between sampler and learner; the climb stops "
+        "Mean |log-probability gap| a token between sampler and learner; the climb "
+        f"{'stops' if 'mismatch' in recipe.stop.halt else 'warns'} "
         f"over {recipe.stop.max_mismatch:g}."
     )
     doubt = (
