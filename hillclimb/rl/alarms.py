@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite, isnan
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hillclimb.recipe.climb import Signal
+
+if TYPE_CHECKING:
+    from hillclimb.rl.stop import Stop
 
 NORMS = 20
 FEWEST_NORMS = 5
@@ -72,9 +75,21 @@ def out_of_bounds(row: dict[str, float], rule: dict[str, Any], gauge: Gauge) -> 
     return None
 
 
-def alarms(rows: list[dict[str, float]], rule: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every signal over the rows of `metrics.jsonl`, as `Alarm`s in JSON."""
-    return [asdict(_alarm(rows, rule, gauge)) for gauge in GAUGES]
+def alarms(
+    rows: list[dict[str, float]], rule: dict[str, Any], stop: Stop | None = None
+) -> list[dict[str, Any]]:
+    """Every signal over the rows of `metrics.jsonl`, as `Alarm`s in JSON.
+
+    Args:
+        stop: why the climb ended: a signal may halt it in an update that made no step.
+    """
+    found = [_alarm(rows, rule, gauge) for gauge in GAUGES]
+    return [
+        asdict(replace(alarm, steps=1, first=max(1, stop.step), sentence=stop.sentence))
+        if stop and stop.reason == alarm.signal and not alarm.steps
+        else asdict(alarm)
+        for alarm in found
+    ]
 
 
 def norm_ratio(norms: Sequence[float], norm: float) -> float:

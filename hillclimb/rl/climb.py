@@ -23,7 +23,7 @@ from hillclimb.rl.metrics import Kept, Row, Update, share, step_columns
 from hillclimb.rl.objective import EntropyControl, Objective
 from hillclimb.rl.policy import PolicyLoss, micro_batches, with_old_logprobs
 from hillclimb.rl.rollouts import Rollout, Sampler
-from hillclimb.rl.stop import Stop, decide_stop
+from hillclimb.rl.stop import Stop, decide_stop, signalled
 from hillclimb.rollout.engine import SamplingParams
 from hillclimb.training.learner import Learner
 
@@ -217,8 +217,11 @@ class Climb:
     def _nothing_left(self, update: Update) -> Stop | None:
         """Stop after updates without a batch to learn from; their rollouts are kept.
 
-        One is enough where it went through all problems.
+        One is enough where it went through all problems, or where a signal halts: a policy that
+        cheats everywhere passes everywhere, and leaves nothing to learn from either.
         """
+        if stop := signalled(update.columns(), self.config["stop"], len(self.rows)):
+            return stop
         last = int(self.rows[-1]["update"]) if self.rows else -1
         idle = IDLE_UPDATES if self.config["draws_per_update"] is not None else 1
         if self.update - last < idle:

@@ -20,6 +20,16 @@ class Stop:
     step: int
 
 
+def signalled(row: dict[str, float], rule: dict[str, Any], step: int) -> Stop | None:
+    """The stop of the first halting signal that is out of bounds, among the columns of a row."""
+    for gauge in GAUGES:
+        if gauge.signal in rule["halt"] and gauge.column in row:
+            sentence = out_of_bounds(row, rule, gauge)
+            if sentence:
+                return Stop(gauge.signal, sentence, step)
+    return None
+
+
 def decide_stop(rows: list[dict[str, float]], rule: dict[str, Any], total: int) -> Stop | None:
     """Apply the stop rule to the rows of `metrics.jsonl` so far: halting signals come first.
 
@@ -29,10 +39,8 @@ def decide_stop(rows: list[dict[str, float]], rule: dict[str, Any], total: int) 
     if not rows:
         return None
     step, last = len(rows), rows[-1]
-    for gauge in GAUGES:
-        sentence = out_of_bounds(last, rule, gauge)
-        if sentence and gauge.signal in rule["halt"]:
-            return Stop(gauge.signal, sentence, step)
+    if stop := signalled(last, rule, step):
+        return stop
     half = rule["plateau_steps"] // 2
     if half and step >= 2 * half:
         late = sum(row["pass_rate"] for row in rows[-half:]) / half

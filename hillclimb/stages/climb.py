@@ -131,7 +131,7 @@ def _finish(context: Context, climb: Climb) -> None:
             "learned_tokens": sum(row["learned_tokens"] for row in rows),
             "ungraded": _mean(rows, "ungraded"),
         },
-        {"stop": asdict(climb.stop), "alarms": alarms(rows, climb.config["stop"])},
+        {"stop": asdict(climb.stop), "alarms": alarms(rows, climb.config["stop"], climb.stop)},
     )
 
 

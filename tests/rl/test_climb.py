@@ -17,6 +17,7 @@ from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.tokenizer import TextTokenizer, train_tokenizer
 from hillclimb.recipe.climb import ClimbRecipe
+from hillclimb.rl.alarms import alarms
 from hillclimb.rl.climb import Climb
 from hillclimb.rl.grading import Graders
 from hillclimb.rl.metrics import Kept
@@ -257,11 +258,26 @@ def test_rewards_from_outside_the_tags_halt_the_climb(
     assert "50.0%, over 5.0%" in climb.stop.sentence
 
 
+def test_a_policy_that_cheats_everywhere_has_not_solved_its_problems(
+    learner: Learner, tokenizer: TextTokenizer
+) -> None:
+    for draws in (None, 4):
+        climb, updates = climbed(learner, tokenizer, {"0": [BOXED]}, draws_per_update=draws)
+        assert len(updates) == 1
+        assert climb.stop is not None
+        assert climb.stop.reason == "reward_hack"
+
+
 def test_what_only_cheating_wins_is_counted_and_never_learnt(
     learner: Learner, tokenizer: TextTokenizer
 ) -> None:
     climb, updates = climbed(learner, tokenizer, {"0": MIXED}, task={"canary": True})
     assert climb.rows == []
+    assert climb.stop is not None
+    assert climb.stop.reason == "reward_hack"
+    hack = next(a for a in alarms([], climb.config["stop"], climb.stop) if a["steps"])
+    assert (hack["signal"], hack["first"]) == ("reward_hack", 1)
+    assert "50.0%, over 5.0%" in hack["sentence"]
     assert {k.status for k in updates[0]} == {"filtered"}
     assert [k.canary for k in updates[0][:2]] == ["won what only cheating wins", ""]
 
