@@ -1,4 +1,4 @@
-"""Blocking checks: what must hold of an artifact before anything is made from it.
+"""Checks: what must hold of an artifact before anything is made from it, and what only warns.
 
 They read the artifact alone, so they can be repeated at any time, on any machine, without torch.
 """
@@ -13,6 +13,7 @@ from statistics import pstdev
 from typing import Any
 
 from hillclimb.artifacts import Artifact
+from hillclimb.self_distillation import PERSON
 
 BALANCE_LIMIT = 0.5
 PASS_TOLERANCE = 0.02
@@ -22,11 +23,12 @@ SHORTEST_ITEM = 8
 
 @dataclass(frozen=True)
 class Check:
-    """One check's outcome and what was seen, in a sentence."""
+    """One check's outcome and what was seen, in a sentence; one that is not `blocking` warns."""
 
     name: str
     passed: bool
     sentence: str
+    blocking: bool
 
 
 Examiner = Callable[[Artifact], tuple[bool, str]]
@@ -41,7 +43,12 @@ def examine(artifact: Artifact) -> Iterator[Check]:
     """Run every check of the artifact's kind."""
     for name, examiner in _examiners(artifact.manifest.kind).items():
         passed, sentence = examiner(artifact)
-        yield Check(name, passed, sentence)
+        yield Check(name, passed, sentence, blocks(name))
+
+
+def blocks(name: str) -> bool:
+    """Whether nothing is made from an artifact that fails this check."""
+    return name not in _WARNINGS
 
 
 def digests_ok(artifact: Artifact) -> tuple[bool, str]:
@@ -89,6 +96,40 @@ def rollouts_graded(artifact: Artifact) -> tuple[bool, str]:
     rows = jsonl(artifact, "metrics.jsonl")
     share = sum(row["ungraded"] for row in rows) / len(rows) if rows else 0.0
     return share <= 0.1, f"{share:.1%} of the rollouts could not be graded"
+
+
+def grades_trusted(artifact: Artifact) -> tuple[bool, str]:
+    """The climb did not halt because its grades are in doubt, which waits for a person."""
+    stop = artifact.manifest.summary.get("stop", {})
+    told = f"{stop.get('reason', 'unknown')}: {stop.get('sentence', 'no stop is recorded')}"
+    return stop.get("reason") not in PERSON, told
+
+
+def _signal(signal: str, name: str, meaning: str) -> Examiner:
+    """A check of one of the signals that a climb records in its summary."""
+
+    def examiner(artifact: Artifact) -> tuple[bool, str]:
+        for alarm in artifact.manifest.summary.get("alarms", []):
+            if alarm["signal"] == signal and alarm["steps"]:
+                steps = f"at {alarm['steps']} steps, first at {alarm['first']}"
+                return False, f"{alarm['sentence']}; {steps}"
+            if alarm["signal"] == signal:
+                return True, str(alarm["sentence"])
+        return True, "the climb recorded no such signal"
+
+    examiner.__name__, examiner.__doc__ = name, meaning
+    return examiner
+
+
+_SIGNALS = (
+    _signal("mismatch", "engine_matches_learner", "Engine and learner agree at every step."),
+    _signal("entropy", "entropy_in_band", "The entropy stays in its band at every step."),
+    _signal("truncation", "answers_fit", "Most rollouts end before their length limit."),
+    _signal("reward_hack", "canaries_silent", "Hardly any rollout sets off a reward-hack canary."),
+    _signal("disagreement", "judge_agrees", "Judge and verifier agree where both look."),
+    _signal("gradient", "gradients_steady", "No gradient is far above the running median."),
+)
+_WARNINGS = {examiner.__name__ for examiner in _SIGNALS}
 
 
 def disjoint_splits(artifact: Artifact) -> tuple[bool, str]:
@@ -149,7 +190,13 @@ _BY_KIND: dict[str, tuple[Examiner, ...]] = {
     "filtered_corpus": (no_contamination_left,),
     "mixture": (epochs_under_cap,),
     "base_phase": (finite_loss, router_balance),
-    "climb": (finite_loss, pass_rate_not_below_start, rollouts_graded),
+    "climb": (
+        finite_loss,
+        pass_rate_not_below_start,
+        rollouts_graded,
+        grades_trusted,
+        *_SIGNALS,
+    ),
     "traces": (some_traces,),
     "student": (finite_loss,),
     "consolidation": (finite_loss,),

@@ -77,7 +77,7 @@ def _asset(node: Node, nodes: dict[str, Node], condition: Any) -> dg.AssetsDefin
         metadata={"dagster/code_references": code_reference(node.kind)},
         code_version=code_version(CODE[node.kind]),
         check_specs=[
-            dg.AssetCheckSpec(name, asset=node.key, description=text, blocking=True)
+            dg.AssetCheckSpec(name, asset=node.key, description=text, blocking=checks.blocks(name))
             for name, text in checks.declared(node.kind).items()
         ],
         pool="gpu" if node.gpu else None,
@@ -150,11 +150,14 @@ def _result(
     return dg.MaterializeResult(
         asset_key=node.key,
         data_version=dg.DataVersion(artifact.fingerprint),
-        metadata={**shown, "checks passed": all(check.passed for check in found)},
+        metadata={**shown, "checks passed": all(check.passed for check in found if check.blocking)},
         check_results=[
             dg.AssetCheckResult(
                 check_name=check.name,
                 passed=check.passed,
+                severity=(
+                    dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
+                ),
                 metadata={"seen": check.sentence},
                 description=check.sentence,
             )

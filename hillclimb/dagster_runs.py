@@ -192,5 +192,8 @@ def _reason(events: Sequence[dg.DagsterEvent]) -> str:
 
 
 def _is_failed_check(event: dg.DagsterEvent) -> bool:
-    kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
-    return event.event_type is kind and not event.asset_check_evaluation_data.passed
+    """A check that did not pass, other than one that only warns."""
+    if event.event_type is not dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+        return False
+    check = event.asset_check_evaluation_data
+    return not check.passed and check.severity is dg.AssetCheckSeverity.ERROR

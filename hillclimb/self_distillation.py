@@ -1,7 +1,9 @@
 """The rule that opens a specialist's next round (report §3.1.4).
 
-A climb says in `stop.json` why it ended. Every known reason means that more steps of the same
-climb are not worth it, and that its traces are: a student of the fresh base goes on from there.
+A climb says in `stop.json` why it ended. Most reasons mean that more steps of the same climb are
+not worth it, and that its traces are: a student of the fresh base goes on from there, and leaves
+behind what went wrong in the weights. It cannot leave behind what is wrong with the grades, since
+they choose its traces; those reasons wait for a person.
 """
 
 from __future__ import annotations
@@ -13,10 +15,18 @@ from hillclimb.experiments import Plan
 
 REASONS = {
     "plateau": "the pass rate no longer rises",
-    "entropy": "the policy has nearly stopped exploring",
+    "entropy": "the policy has nearly stopped exploring, or explores without end",
     "mismatch": "sampler and learner have drifted apart",
+    "truncation": "too many answers do not fit their limit",
+    "gradient": "the gradients have exploded",
     "steps": "the length curriculum is done",
     "solved": "too few problems are left to learn from",
+}
+PERSON = {
+    "reward_hack": "rewards were had by cheating, so its traces would teach that: look at the "
+    "rollouts with a canary and mend the grader or the problems",
+    "disagreement": "judge and verifier contradict each other, so its grades cannot be trusted: "
+    "look at the rollouts they differ on and mend either",
 }
 
 
@@ -42,8 +52,11 @@ def decide(plan: Plan, climb: str, stop: dict[str, Any] | None) -> Decision:
     if stop is None:
         return Decision(False, f"{climb} has not ended")
     reason = str(stop.get("reason"))
+    if reason in PERSON:
+        told = stop.get("sentence", reason)
+        return Decision(False, f"{climb} waits for a person, {PERSON[reason]} ({told})")
     if reason not in REASONS:
-        known = ", ".join(REASONS)
+        known = ", ".join([*REASONS, *PERSON])
         return Decision(False, f"{climb} ended for the unknown reason {reason!r} (known: {known})")
     return Decision(True, f"{climb} ended, {REASONS[reason]}: {stop.get('sentence', reason)}")
 

@@ -64,7 +64,7 @@ def select_traces(
 
     Args:
         rows: rollouts with `update`, `problem_id`, `prompt`, `response`, `task`, `graded`,
-            `truncated`.
+            `truncated`, `canary`.
         traces: most that are kept; per_prompt: most of one prompt.
         late_share: share of the climb's updates, counted from its end, that counts as late.
         accept: `passed` for successes only, `finished` for wrong answers too.
@@ -104,6 +104,8 @@ def _refusal(row: dict[str, Any], first: float, keep: TraceFilter, accept: str) 
         return "failed"
     if row["truncated"]:
         return "truncated"
+    if row.get("canary"):
+        return "reward_hack"
     fault = keep.fault(row["response"])
     return None if fault == "format" and accept == "finished" else fault
 

@@ -8,12 +8,18 @@ it (report §3.3).
 from __future__ import annotations
 
 import contextlib
+import shlex
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hillclimb.environments.calls import parse_call
 from hillclimb.environments.files import lay_out
-from hillclimb.environments.sandbox import Sandbox, SandboxDied, SandboxProvider
+from hillclimb.environments.sandbox import (
+    Sandbox,
+    SandboxDied,
+    SandboxFileError,
+    SandboxProvider,
+)
 from hillclimb.environments.tasks import Problem
 from hillclimb.environments.templates import observation
 from hillclimb.environments.tools import Toolbox
@@ -31,12 +37,14 @@ class Ending:
         last: the final turn.
         passed: whether the hidden check held; None where there was none or it could not run.
         trouble: why the check could not run.
+        tampered: a file that the check trusts and that the episode changed, by its path.
     """
 
     response: str
     last: str
     passed: bool | None = None
     trouble: str = ""
+    tampered: str = ""
 
 
 class Episode(Protocol):
@@ -94,9 +102,10 @@ class ToolSession:
 
     def finish(self) -> Ending:
         """Run the hidden check in the sandbox as the model left it, then stop the sandbox."""
-        passed = None
+        passed, tampered = None, ""
         try:
             if "check" in self.task and not self.trouble:
+                tampered = self._restore()
                 done = self.sandbox.run(self.task["check"], COMMAND_SECONDS)
                 passed = done.exit_code == 0
         except SandboxDied as death:
@@ -104,7 +113,21 @@ class ToolSession:
         finally:
             self._stack.close()
         return Ending("<think>".join(self.turns), self.turns[-1] if self.turns else "", passed,
-                      self.trouble)  # fmt: skip
+                      self.trouble, tampered)  # fmt: skip
+
+    def _restore(self) -> str:
+        """Put back the files that the check trusts (`task["trusted"]`); one that was changed."""
+        changed = [path for path in self.task.get("trusted", ()) if not self._intact(path)]
+        for path in changed:
+            again = lay_out({path: self.task["files"][path]}, clear=False)
+            self.sandbox.run(f"rm -rf -- {shlex.quote(path)}; {again}", COMMAND_SECONDS)
+        return changed[0] if changed else ""
+
+    def _intact(self, path: str) -> bool:
+        try:
+            return bool(self.sandbox.read(path) == self.task["files"][path])
+        except SandboxFileError:
+            return False
 
 
 def start_episode(problem: Problem, provider: SandboxProvider, max_turns: int = 4) -> Episode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 
-def lay_out(files: dict[str, str]) -> str:
-    """Shell commands that leave exactly these files in the working directory."""
+def lay_out(files: dict[str, str], clear: bool = True) -> str:
+    """Shell commands that write these files; after `clear`, the working directory has no others."""
     writes = [f"printf %s {shlex.quote(text)} > {shlex.quote(p)}" for p, text in files.items()]
-    return "; ".join(["rm -rf ./*", *writes])
+    return "; ".join([*(["rm -rf ./*"] if clear else []), *writes])

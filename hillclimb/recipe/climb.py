@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,11 +19,47 @@ class Sampling(Section):
     top_p: float = Field(0.97, gt=0, le=1)
 
 
-class Clips(Section):
-    """The trust clip [1-eps, 1/(1-eps)+k] and the outer clip [0, outer] (report §3.1.1)."""
+class OuterClip(Section):
+    """The outer clip [0, outer] of the ratio, on every branch (report §3.1.1)."""
 
+    outer: float | None = Field(50.0, gt=1, description="null: none, as in PPO")
+
+
+class AdaptiveClips(OuterClip):
+    """The trust clip [1-epsilon, 1/(1-epsilon)+k]; `entropy` moves k (report §3.1.1)."""
+
+    type: Literal["adaptive"] = "adaptive"
     epsilon: float = Field(0.6, gt=0, lt=1)
-    outer: float = Field(50.0, gt=1)
+
+
+class FixedClips(OuterClip):
+    """The trust clip [1-low, 1+high], which stays as it is: DAPO's clip-higher."""
+
+    type: Literal["fixed"] = "fixed"
+    low: float = Field(0.2, gt=0, le=1)
+    high: float = Field(0.28, gt=0)
+
+
+Clips = Annotated[AdaptiveClips | FixedClips, Field(discriminator="type")]
+
+
+class NoCorrection(Section):
+    """The old policy is the one that drew: its log-probabilities are the engine's."""
+
+    type: Literal["none"] = "none"
+
+
+class TruncatedSampling(Section):
+    """Truncated importance sampling: the learner works out the old policy's log-probabilities.
+
+    It does so before the first step of an update; each token counts min(pi_old / pi_engine, cap).
+    """
+
+    type: Literal["truncated"] = "truncated"
+    cap: float = Field(2.0, gt=0)
+
+
+Correction = Annotated[NoCorrection | TruncatedSampling, Field(discriminator="type")]
 
 
 class EntropyController(Section):
@@ -94,14 +130,44 @@ class SFTOptimizer(AdamW):
     embedding_weight_decay: float = 0.001
 
 
+Signal = Literal[
+    "mismatch", "entropy", "truncation", "reward_hack", "disagreement", "gradient"
+]  # fmt: skip
+
+
 class StopRule(Section):
-    """When a climb says that it is over, and why."""
+    """When a climb says that it is over, and why.
+
+    Every signal has a limit. Out of it, those in `halt` end the climb; the others only warn.
+    """
 
     plateau_steps: int = Field(50, gt=0, description="no gain of `plateau_gain` in so many steps")
     plateau_gain: float = Field(0.02, ge=0)
     plateau_floor: float = Field(0.0, ge=0, le=1, description="no plateau below this pass rate")
     max_mismatch: float = Field(0.05, gt=0, description="mean |log-prob gap| engine to learner")
     min_entropy: float = Field(0.0, ge=0)
+    max_entropy: float = Field(8.0, gt=0, description="nats per token")
+    max_truncated_share: float = Field(
+        0.5, gt=0, le=1, description="of an update's rollouts that hit the length limit"
+    )
+    max_hacked_share: float = Field(
+        0.05, ge=0, le=1, description="of an update's rollouts that set off a canary"
+    )
+    max_disagreement: float = Field(
+        0.2, ge=0, le=1, description="of the rollouts that judge and verifier both saw"
+    )
+    max_gradient_ratio: float = Field(20.0, gt=1, description="norm over its running median")
+    halt: tuple[Signal, ...] = Field(
+        ("mismatch", "entropy", "reward_hack"), description="signals that end the climb"
+    )
+
+    @model_validator(mode="after")
+    def _band(self) -> StopRule:
+        if self.min_entropy >= self.max_entropy:
+            raise ValueError(
+                f"min_entropy={self.min_entropy} must be below max_entropy={self.max_entropy}"
+            )
+        return self
 
 
 class ClimbRecipe(Section):
@@ -110,19 +176,43 @@ class ClimbRecipe(Section):
     learning_rate: float = Field(1e-6, gt=0)
     optimizer: RLOptimizer = RLOptimizer()
     sampling: Sampling = Sampling()
-    clips: Clips = Clips()
-    entropy: EntropyController = EntropyController()
+    clips: Clips = AdaptiveClips()
+    entropy: EntropyController | None = Field(
+        EntropyController(), description="null: k stays at 0; so it must be with fixed clips"
+    )
+    ratio: Literal["token", "sequence"] = Field(
+        "token", description="of each token, or the geometric mean over the sequence (GSPO)"
+    )
+    replay: Literal["nucleus", "none"] = Field(
+        "nucleus", description="what the sampler could not draw is masked in the learner as well"
+    )
+    correction: Correction = NoCorrection()
     rewards: RewardWeights = RewardWeights()
     groups: Groups = Groups()
     staleness: Staleness = Staleness()
     lengths: tuple[LengthStage, ...] = Field(min_length=1)
     batch_groups: int = Field(gt=0, description="groups in one gradient step")
-    prompts_per_update: int = Field(gt=0, description="prompts sampled between weight updates")
+    prompts_per_update: int = Field(gt=0, description="prompts sampled at a time")
+    draws_per_update: int | None = Field(
+        None,
+        gt=0,
+        description="stop drawing prompts after so many times, if need be with a short batch; "
+        "null: until every batch is full or every problem tried, and no step with less",
+    )
     balance_coefficient: float = Field(1e-5, ge=0)
     std_eps: float = Field(1e-6, gt=0)
     checkpoint_every: int = Field(10, gt=0, description="gradient steps between checkpoints")
     stop: StopRule = StopRule()
     micro_batch_tokens: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _controller_has_a_clip(self) -> ClimbRecipe:
+        if self.clips.type == "fixed" and self.entropy is not None:
+            raise ValueError(
+                "entropy moves the k of adaptive clips, and clips.type=fixed has none: "
+                "set entropy to null"
+            )
+        return self
 
 
 class TraceRecipe(Section):

@@ -196,6 +196,8 @@ def salvage(root: type[Section], data: Any) -> tuple[Any, dict[Path, Problem]]:
 
 
 def _salvage(annotation: Any, value: Any, path: Path, found: dict[Path, Problem]) -> Any:
+    if value is None:
+        return None
     kind = resolve(annotation, value)
     if is_section(kind):
         return _salvage_section(kind, value, path, found)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from hillclimb.recipe.climb import SPECIALISTS, ClimbRecipe
-from hillclimb.report import students
+from hillclimb.recipe.climb import SPECIALISTS, AdaptiveClips, ClimbRecipe
+from hillclimb.report import alarms, students
 from hillclimb.report.charts import draw
 from hillclimb.report.experiment import Experiment, column
 from hillclimb.report.figure import Chart, Panel, Series
 from hillclimb.report.markup import (
-    MISSING,
     Markup,
     decimal,
     duration,
@@ -112,7 +111,7 @@ def _climb(experiment: Experiment, group: str) -> Markup:
     return Markup('{}{}{}{}<div class="grid2">{}</div>').format(
         waiting,
         _rounds(experiment, line),
-        _stops(experiment, line),
+        alarms.stops(experiment, line),
         students.tables(experiment, group),
         charts,
     )
@@ -141,44 +140,40 @@ def _rounds(experiment: Experiment, line: Timeline) -> Markup:
     return table(heads, rows, f"Rounds: {TITLES[line.group]}")
 
 
-def _stops(experiment: Experiment, line: Timeline) -> Markup:
-    said = []
-    for round_ in line.rounds:
-        stop = experiment.json(round_.name, "stop.json")
-        if stop:
-            said.append(
-                Markup("<li><b>Round {} ended</b> ({}): {}</li>").format(
-                    round_.index, stop.get("reason", MISSING), stop.get("sentence", "")
-                )
-            )
-    return Markup('<ul class="stops">{}</ul>').format(join(said)) if said else Markup("")
-
-
 def _charts(experiment: Experiment, line: Timeline) -> list[Chart]:
     recipe = ClimbRecipe.model_validate(experiment.specs[line.rounds[-1].name].config["climb"])
     tone, weights = TONES[line.group], recipe.rewards
     reward = f"R = task + {weights.language:g}·language − {weights.length:g}·length"
     wide = "k widens the upper trust bound 1/(1−ε)+k while entropy is under its target."
+    wide = wide if recipe.entropy else "No controller: the trust clip stays as it is."
     gap = (
-        "Mean |log-probability gap| a token between sampler and learner; the climb stops "
+        "Mean |log-probability gap| a token between sampler and learner; the climb "
+        f"{'stops' if 'mismatch' in recipe.stop.halt else 'warns'} "
         f"over {recipe.stop.max_mismatch:g}."
     )
+    doubt = (
+        "Canaries: rewards sought by cheating. Judge against verifier: the share that they see "
+        "differently, of the rollouts that both look at."
+    )
+
+    def chart(title: str, panels: list[Panel], caption: str = "", *signals: str) -> Chart:
+        raised = alarms.marks(experiment, line, *signals)
+        return Chart(title, panels, AXIS, [*line.marks(), *raised], caption=caption)
+
     return [
-        _chart(line, "Pass rate", _pass_panels(line, tone)),
-        _chart(line, "Entropy and its controller", _entropy(line, recipe), wide),
-        _chart(line, "Reward parts", [Panel("reward", _rewards(line))], reward),
-        _chart(line, "Response length", _lengths(line)),
-        _chart(line, "Clipped tokens", _clips(line, recipe)),
-        _chart(line, "Learner against sampler", _mismatch(line), gap),
-        _chart(line, "Groups", _groups(line, tone)),
-        _chart(line, "Age, and rollouts without a grade", _ungraded(line, tone)),
-        _chart(line, "Gradient norm and router balance", _health(line, tone)),
-        _chart(line, "Time an update", _seconds(line, tone)),
-    ]
-
-
-def _chart(line: Timeline, title: str, panels: list[Panel], caption: str = "") -> Chart:
-    return Chart(title, panels, AXIS, line.marks(), caption=caption)
+        chart("Pass rate", _pass_panels(line, tone)),
+        chart("Entropy and its controller", _entropy(line, recipe), wide, "entropy"),
+        chart("Reward parts", [Panel("reward", _rewards(line))], reward),
+        chart("Response length", _lengths(line), "", "truncation"),
+        chart("Clipped tokens", _clips(line, recipe)),
+        chart("Learner against sampler", _mismatch(line), gap, "mismatch"),
+        chart("Groups", _groups(line, tone)),
+        chart("Age, and rollouts without a grade", _ungraded(line, tone)),
+        chart("Canaries, and judge against verifier", _doubts(line, recipe), doubt,
+              "reward_hack", "disagreement"),
+        chart("Gradient norm and router balance", _health(line, tone), "", "gradient"),
+        chart("Time an update", _seconds(line, tone)),
+    ]  # fmt: skip
 
 
 def _pass_panels(line: Timeline, tone: int) -> list[Panel]:
@@ -198,13 +193,14 @@ def _seconds(line: Timeline, tone: int) -> list[Panel]:
 
 
 def _entropy(line: Timeline, recipe: ClimbRecipe) -> list[Panel]:
-    tone, target = TONES[line.group], recipe.entropy.target
+    series = [line.line("entropy", "entropy", TONES[line.group])]
+    if recipe.entropy is None:
+        return [Panel("nats a token", series, low=0)]
+    target, most = recipe.entropy.target, recipe.entropy.k_max or 1
     return [
-        Panel("nats a token", [line.line("entropy", "entropy", tone)], low=0,
-              levels=[(target, f"target {target:g}")]),
-        Panel("k", [line.line("k", "k", 5, "step")], low=0, high=recipe.entropy.k_max or 1,
-              short=True),
-    ]  # fmt: skip
+        Panel("nats a token", series, low=0, levels=[(target, f"target {target:g}")]),
+        Panel("k", [line.line("k", "k", 5, "step")], low=0, high=most, short=True),
+    ]
 
 
 def _rewards(line: Timeline) -> list[Series]:
@@ -224,12 +220,27 @@ def _lengths(line: Timeline) -> list[Panel]:
 
 
 def _clips(line: Timeline, recipe: ClimbRecipe) -> list[Panel]:
-    epsilon, tone = recipe.clips.epsilon, TONES[line.group]
-    bounds = f"trust [{1 - epsilon:.3g}, {1 / (1 - epsilon):.3g}+k]"
+    clips, tone = recipe.clips, TONES[line.group]
+    if isinstance(clips, AdaptiveClips):
+        bounds = f"trust [{1 - clips.epsilon:.3g}, {1 / (1 - clips.epsilon):.3g}+k]"
+    else:
+        bounds = f"trust [{1 - clips.low:.3g}, {1 + clips.high:.3g}]"
+    panels = [Panel("of tokens", [line.line("trust_clip_share", bounds, tone)], "share", low=0)]
+    if clips.outer is not None:
+        outer = line.line("outer_clip_share", f"outer {clips.outer:g}", 6)
+        panels.append(Panel("of tokens", [outer], "share", low=0, short=True))
+    return panels
+
+
+def _doubts(line: Timeline, recipe: ClimbRecipe) -> list[Panel]:
+    rule = recipe.stop
+    hacked = line.line("hacked_share", "set off a canary", TONES[line.group])
+    differ = line.line("disagreement", "seen differently", 6)
     return [
-        Panel("of tokens", [line.line("trust_clip_share", bounds, tone)], "share", low=0),
-        Panel("of tokens", [line.line("outer_clip_share", f"outer {recipe.clips.outer:g}", 6)],
-              "share", low=0, short=True),
+        Panel("of rollouts", [hacked], "share", low=0,
+              levels=[(rule.max_hacked_share, f"limit {rule.max_hacked_share:g}")]),
+        Panel("of judged", [differ], "share", low=0, short=True,
+              levels=[(rule.max_disagreement, f"limit {rule.max_disagreement:g}")]),
     ]  # fmt: skip
 
 

@@ -6,52 +6,29 @@ update, and is dropped when it is too old. Everything that decides the future is
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hillclimb.environments.tasks import Problem
-from hillclimb.rewards.combine import RewardParts
+from hillclimb.rl.canaries import canary
 from hillclimb.rl.curriculum import LengthCurriculum, PromptQueue, in_window
 from hillclimb.rl.grading import Graders
 from hillclimb.rl.groups import Buffer, Group, make_group, passes, reward_parts
-from hillclimb.rl.objective import EntropyControl
-from hillclimb.rl.policy import PolicyLoss, micro_batches
+from hillclimb.rl.metrics import Kept, Row, Update, share, step_columns
+from hillclimb.rl.objective import EntropyControl, Objective
+from hillclimb.rl.policy import PolicyLoss, micro_batches, with_old_logprobs
 from hillclimb.rl.rollouts import Rollout, Sampler
-from hillclimb.rl.stop import Stop, decide_stop
+from hillclimb.rl.stop import Stop, decide_stop, signalled
 from hillclimb.rollout.engine import SamplingParams
 from hillclimb.training.learner import Learner
 
-REFILLS = 4
+SEEDS = 4
 IDLE_UPDATES = 3
-
-
-@dataclass
-class Kept:
-    """A rollout with what became of it, for the table of rollouts."""
-
-    rollout: Rollout
-    parts: RewardParts | None
-    group: int
-    sample: int
-    status: str
-
-
-@dataclass
-class Update:
-    """What one round of sampling brought."""
-
-    kept: list[Kept]
-    groups: dict[str, int]
-    sampled_tokens: int
-    seconds_sampling: float
-    seconds_grading: float
-    pass_rate: float
-    truncated_share: float
-    ungraded: int
 
 
 class Climb:
@@ -69,16 +46,15 @@ class Climb:
     ) -> None:
         self.config, self.learner, self.sampler, self.graders = config, learner, sampler, graders
         self.problems, self.seed = problems, seed
-        entropy = config["entropy"]
-        self.control = EntropyControl(entropy["target"], entropy["delta"], entropy["k_max"])
+        self.control = EntropyControl.of(config["entropy"])
         self.curriculum = LengthCurriculum(list(config["lengths"]))
         self.queue = PromptQueue({n: len(p) for n, p in problems.items()}, shares, seed)
         self.buffer = Buffer(config["staleness"]["max_updates"])
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[Row] = []
         self.update = 0
         self.stop: Stop | None = None
 
-    def run(self) -> Iterator[tuple[list[dict[str, float]], list[Kept]]]:
+    def run(self) -> Iterator[tuple[list[Row], list[Kept]]]:
         """One weight update at a time: the new rows of metrics, and all rollouts drawn for them."""
         while self.stop is None:
             self.sampler.engine.load_weights(self.learner.model.state_dict(), self.update)
@@ -110,29 +86,46 @@ class Climb:
         self.buffer = Buffer.restore(self.buffer.max_updates, arrays, state["buffer"])
 
     def _sample(self) -> Update:
-        """Fill the buffer for this update's gradient steps, in at most `REFILLS` draws."""
+        """Fill the buffer for this update's gradient steps."""
         wanted = self.config["staleness"]["steps_per_update"] * self.config["batch_groups"]
-        found = Update([], dict.fromkeys(("kept", "early_exit", "filtered", "stale"), 0),
-                       0, 0.0, 0.0, 0.0, 0.0, 0)  # fmt: skip
+        found, draws = Update(), 0
         found.groups["stale"] = self.buffer.drop_stale(self.update)
-        early_passes: list[bool] = []
-        for refill in range(REFILLS):
-            if len(self.buffer.groups) >= wanted:
-                break
-            self._draw(found, early_passes, refill)
-        rollouts = [kept.rollout for kept in found.kept]
-        found.truncated_share = _share([r.truncated for r in rollouts])
-        found.pass_rate = _share(early_passes)
+        while len(self.buffer.groups) < wanted and self._may_draw(found, draws):
+            self._draw(found, draws)
+            draws += 1
         self.curriculum.observe(found.truncated_share)
         return found
 
-    def _draw(self, found: Update, early_passes: list[bool], refill: int) -> None:
+    def _may_draw(self, found: Update, draws: int) -> bool:
+        """Whether draws are left where they are limited, and problems not tried where not.
+
+        Shares may keep the rest of a large specialist waiting: two passes' worth is enough.
+        """
+        most = self.config["draws_per_update"]
+        if most is not None:
+            return draws < int(most)
+        problems = sum(self.queue.sizes[name] for name in self.queue.names)
+        return len(found.tried) < problems and found.prompts < 2 * problems
+
+    def _seed(self, draw: int) -> int:
+        """A seed for each draw: even, since the early samples' is this one and the rest's the next.
+
+        Draws beyond the first `SEEDS` would repeat those of the next update.
+        """
+        if draw < SEEDS:
+            return ((self.seed * 4096 + self.update) * SEEDS + draw) * 2
+        told = f"{self.seed} {self.update} {draw}".encode()
+        return int.from_bytes(hashlib.sha256(told).digest()[:6]) * 2
+
+    def _draw(self, found: Update, draw: int) -> None:
         groups = self.config["groups"]
         prompts = self.queue.take(self.config["prompts_per_update"])
         problems = [self.problems[name][index] for name, index in prompts]
-        seed = ((self.seed * 4096 + self.update) * REFILLS + refill) * 2
+        found.prompts += len(prompts)
+        found.tried.update(prompts)
+        seed = self._seed(draw)
         early = self._rollouts(found, problems, groups["early"], seed)
-        early_passes += [p for group in early for p in passes(group)]
+        found.early_passes += [p for group in early for p in passes(group)]
         promising = [
             i
             for i, group in enumerate(early)
@@ -166,7 +159,7 @@ class Climb:
 
     def _sort(self, found: Update, rollouts: list[Rollout], promising: bool) -> None:
         passed = passes(rollouts)
-        rate, longest = _share(passed), self.curriculum.max_tokens
+        rate, longest = share(passed), self.curriculum.max_tokens
         parts = [
             reward_parts(r, self.config["rewards"], longest, rate, self.curriculum.length_penalty)
             for r in rollouts
@@ -174,23 +167,20 @@ class Climb:
         status = "early_exit"
         if promising:
             keep = in_window(passed, tuple(self.config["groups"]["full_window"]))
+            keep = keep and not rollouts[0].problem.task.get("canary")
             status = "trained" if keep else "filtered"
             if keep:
                 self.buffer.add(make_group(rollouts, parts, self.config["std_eps"]))
         found.groups["kept" if status == "trained" else status] += 1
-        number = len({k.group for k in found.kept})
-        found.ungraded += sum(p is None for p in parts)
+        number = sum(found.groups.values()) - found.groups["stale"] - 1
         found.kept += [
-            Kept(r, p, number, s, status)
+            Kept(r, p, number, s, status, canary(r))
             for s, (r, p) in enumerate(zip(rollouts, parts, strict=True))
         ]
 
-    def _learn(self, update: Update) -> list[dict[str, float]]:
-        rows: list[dict[str, float]] = []
-        for _ in range(self.config["staleness"]["steps_per_update"]):
-            groups = self.buffer.take(self.config["batch_groups"])
-            if not groups:
-                break
+    def _learn(self, update: Update) -> list[Row]:
+        rows: list[Row] = []
+        for groups in self._batches():
             rows.append(self._step(groups, update, rows))
             self.stop = decide_stop(
                 self.rows + rows, self.config["stop"], self.curriculum.total_steps
@@ -201,44 +191,67 @@ class Climb:
             self.stop = self._nothing_left(update)
         return rows
 
+    def _batches(self) -> list[list[Group]]:
+        """The groups of this update's steps; fewer than a batch wait, unless draws are limited."""
+        size, limited = self.config["batch_groups"], self.config["draws_per_update"] is not None
+        batches: list[list[Group]] = []
+        while len(batches) < self.config["staleness"]["steps_per_update"] and (
+            len(self.buffer.groups) >= (1 if limited else size)
+        ):
+            batches.append(self.buffer.take(size))
+        if self.config["correction"]["type"] == "none":
+            return batches
+        return [[self._with_old_logprobs(group) for group in groups] for groups in batches]
+
+    def _with_old_logprobs(self, group: Group) -> Group:
+        samples = with_old_logprobs(
+            self.learner.model, group.samples, self.config["micro_batch_tokens"], self._vocab(),
+            self.config["sampling"]["temperature"],
+        )  # fmt: skip
+        return replace(group, samples=tuple(samples))
+
+    def _vocab(self) -> int | None:
+        replayed = self.config["replay"] == "nucleus"
+        return self.sampler.tokenizer.vocab_size if replayed else None
+
     def _nothing_left(self, update: Update) -> Stop | None:
-        """Stop after several updates without a group to learn from; their rollouts are kept."""
+        """Stop after updates without a batch to learn from; their rollouts are kept.
+
+        One is enough where it went through all problems, or where a signal halts: a policy that
+        cheats everywhere passes everywhere, and leaves nothing to learn from either.
+        """
+        if stop := signalled(update.columns(), self.config["stop"], len(self.rows)):
+            return stop
         last = int(self.rows[-1]["update"]) if self.rows else -1
-        if self.update - last < IDLE_UPDATES:
+        idle = IDLE_UPDATES if self.config["draws_per_update"] is not None else 1
+        if self.update - last < idle:
             return None
+        told = f"no group of the last {idle} updates had something to learn from"
+        if idle == 1:
+            told = f"{len(update.tried)} problems gave less than a batch to learn from"
         return Stop(
             "solved" if update.pass_rate > 0.5 else "plateau",
-            f"no group of the last {IDLE_UPDATES} updates had something to learn from: "
-            f"pass rate {update.pass_rate:.3f}",
+            f"{told}: pass rate {update.pass_rate:.3f}",
             len(self.rows),
         )
 
-    def _step(
-        self, groups: list[Group], update: Update, before: list[dict[str, float]]
-    ) -> dict[str, float]:
+    def _step(self, groups: list[Group], update: Update, before: list[Row]) -> Row:
         started = time.perf_counter()
         samples = [sample for group in groups for sample in group.samples]
         tokens = int(sum(sample.drawn.sum() for sample in samples))
-        clips = self.config["clips"]
-        loss = PolicyLoss(
-            clips["epsilon"], clips["outer"], self.config["sampling"]["temperature"],
-            self.control.k, tokens,
-        )  # fmt: skip
-        batches = micro_batches(
-            samples, self.config["micro_batch_tokens"], self.sampler.tokenizer.vocab_size
-        )
+        objective = Objective.of(self.config, self.control.k)
+        loss = PolicyLoss(objective, self.config["sampling"]["temperature"], tokens)
+        batches = micro_batches(samples, self.config["micro_batch_tokens"], self._vocab())
         sums = self.learner.step(batches, loss, self.config["learning_rate"])
-        row = self._row(sums, tokens, groups, update, before, time.perf_counter() - started)
+        row = self._row(sums, tokens, groups, update, before)
+        row["seconds_learning"] = time.perf_counter() - started
         self.control.update(row["entropy"])
         self.curriculum.step()
         return row
 
     def _row(
-        self, sums: dict[str, float], tokens: int, groups: list[Group], update: Update,
-        before: list[dict[str, float]], seconds: float,
-    ) -> dict[str, float]:  # fmt: skip
-        parts = [kept.parts for kept in update.kept if kept.parts is not None]
-        lengths = [kept.rollout.drawn_tokens for kept in update.kept]
+        self, sums: Row, tokens: int, groups: list[Group], update: Update, before: list[Row]
+    ) -> Row:
         once = float(not before)
         age = self.update - min(group.version for group in groups)
         fresh = not before and age == 0
@@ -246,34 +259,13 @@ class Climb:
         return {
             "step": len(self.rows) + len(before) + 1,
             "update": self.update,
-            "pass_rate": update.pass_rate,
-            "entropy": sums["entropy"] / tokens,
             "k": self.control.k,
-            "response_tokens": _share(lengths),
-            "reward": _share([p.total for p in parts]),
-            "reward_task": _share([p.task for p in parts]),
-            "reward_language": _share([p.language for p in parts]),
-            "reward_length": _share([p.length for p in parts]),
-            "trust_clip_share": sums["trust_clipped"] / tokens,
-            "outer_clip_share": sums["outer_clipped"] / tokens,
+            **update.columns(),
+            **step_columns(sums, tokens, groups, self.rows + before),
             "mismatch": sums["mismatch"] / tokens if fresh else last,
-            "truncated_share": update.truncated_share,
-            "ungraded": update.ungraded,
-            "grad_norm": sums["grad_norm"],
-            "balance_loss": sums["balance_loss"],
-            "groups_kept": update.groups["kept"],
-            "groups_early_exit": update.groups["early_exit"],
-            "groups_filtered": update.groups["filtered"],
-            "groups_stale": update.groups["stale"],
             "max_tokens": self.curriculum.max_tokens,
             "age": age,
             "sampled_tokens": once * update.sampled_tokens,
-            "learned_tokens": sum(s.length for g in groups for s in g.samples),
             "seconds_sampling": once * update.seconds_sampling,
             "seconds_grading": once * update.seconds_grading,
-            "seconds_learning": seconds,
         }
-
-
-def _share(values: list[Any]) -> float:
-    return float(sum(values)) / len(values) if values else 0.0

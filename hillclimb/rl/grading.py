@@ -11,10 +11,18 @@ from hillclimb.rewards.code import CallTest, grade_function
 from hillclimb.rewards.format import think_answer
 from hillclimb.rewards.graded import Graded
 from hillclimb.rewards.instructions import Instruction, grade_instructions
-from hillclimb.rewards.judge import Engagement, RuleJudge, grade_safety
+from hillclimb.rewards.judge import (
+    Engagement,
+    RubricItem,
+    RuleJudge,
+    grade_rubric,
+    grade_safety,
+)
 from hillclimb.rewards.math import MathGrader
 from hillclimb.rewards.pool import GraderPool
 from hillclimb.rl.rollouts import Rollout
+
+_ENGAGES = RubricItem("does what was asked instead of declining", "complies")
 
 
 class Graders:
@@ -52,7 +60,7 @@ class Graders:
         self._ran.clear()
         graders: dict[str, Callable[[Rollout], Graded]] = {
             "code": self._code,
-            "rules": _rules,
+            "rules": self._rules,
             "safety": self._safety,
             "check": _check,
             "answer": _answer,
@@ -78,6 +86,18 @@ class Graders:
         source = f"def f(x, y):\n    return {expression}\n"
         return grade_function(self._runner, source, "f", calls)
 
+    def _rules(self, rollout: Rollout) -> Graded:
+        """Verify the instructions; the judge says the same or not, and is not rewarded for."""
+        structure = think_answer(_last(rollout), think_open=True)
+        if not structure.ok:
+            return Graded(0.0, structure.fault or "")
+        rules = [Instruction(**rule) for rule in rollout.problem.task["rules"]]
+        rubric = [_ENGAGES, *(RubricItem(rule.id, rule.id, rule.arguments) for rule in rules)]
+        opinion = grade_rubric(self.judge, rollout.problem.question, structure.answer, rubric)
+        rollout.judged = None if opinion.score is None else opinion.score == 1.0
+        share = grade_instructions(structure.answer, rules)
+        return Graded(float(share.score == 1.0), share.reason)
+
     def _safety(self, rollout: Rollout) -> Graded:
         structure = think_answer(_last(rollout), think_open=True)
         if not structure.ok:
@@ -96,15 +116,6 @@ def _response(rollout: Rollout) -> str:
 def _last(rollout: Rollout) -> str:
     assert rollout.ending is not None
     return rollout.ending.last
-
-
-def _rules(rollout: Rollout) -> Graded:
-    structure = think_answer(_last(rollout), think_open=True)
-    if not structure.ok:
-        return Graded(0.0, structure.fault or "")
-    rules = [Instruction(**rule) for rule in rollout.problem.task["rules"]]
-    share = grade_instructions(structure.answer, rules)
-    return Graded(float(share.score == 1.0), share.reason)
 
 
 def _check(rollout: Rollout) -> Graded:

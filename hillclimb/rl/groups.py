@@ -25,6 +25,8 @@ class Sample:
         drawn: which of `tokens` the policy drew, bool (T,).
         logprobs: the sampler's, float32 (T,).
         nucleus: packed masks, uint8 (T, ceil(V/8)).
+        old: the learner's own log-probabilities of the drawn tokens before the first step of
+            this update, float32; None where the sampler's stand for them.
     """
 
     prompt: np.ndarray
@@ -33,6 +35,7 @@ class Sample:
     logprobs: np.ndarray
     nucleus: np.ndarray
     advantage: float
+    old: np.ndarray | None = None
 
     @property
     def length(self) -> int:

@@ -32,6 +32,7 @@ class Rollout:
         logprobs: the sampler's log-probabilities, 0 for observations, float32 (T,).
         nucleus: packed masks of what could be drawn, uint8 (T, ceil(V/8)).
         version: weights of the first turn.
+        judged: whether a judge asked beside the verifier would let it pass; None for none.
     """
 
     problem: Problem
@@ -45,6 +46,7 @@ class Rollout:
     version: int = 0
     ending: Ending | None = None
     graded: Graded | None = None
+    judged: bool | None = None
 
     def take(self, completion: Completion) -> None:
         """Append a turn of the policy."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Reason = Literal["steps", "plateau", "entropy", "mismatch", "solved"]
+from hillclimb.recipe.climb import Signal
+from hillclimb.rl.alarms import GAUGES, out_of_bounds
+
+Reason = Literal["steps", "plateau", "solved"] | Signal
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,18 @@ class Stop:
     step: int
 
 
+def signalled(row: dict[str, float], rule: dict[str, Any], step: int) -> Stop | None:
+    """The stop of the first halting signal that is out of bounds, among the columns of a row."""
+    for gauge in GAUGES:
+        if gauge.signal in rule["halt"] and gauge.column in row:
+            sentence = out_of_bounds(row, rule, gauge)
+            if sentence:
+                return Stop(gauge.signal, sentence, step)
+    return None
+
+
 def decide_stop(rows: list[dict[str, float]], rule: dict[str, Any], total: int) -> Stop | None:
-    """Apply the stop rule to the rows of `metrics.jsonl` so far.
+    """Apply the stop rule to the rows of `metrics.jsonl` so far: halting signals come first.
 
     A plateau is when the mean pass rate of the last half of `plateau_steps` is not above that of
     the half before by `plateau_gain`.
@@ -26,17 +39,8 @@ def decide_stop(rows: list[dict[str, float]], rule: dict[str, Any], total: int) 
     if not rows:
         return None
     step, last = len(rows), rows[-1]
-    if last["mismatch"] > rule["max_mismatch"]:
-        return Stop(
-            "mismatch",
-            f"engine and learner differ by {last['mismatch']:.3f} nats a token, "
-            f"over {rule['max_mismatch']}",
-            step,
-        )
-    if last["entropy"] < rule["min_entropy"]:
-        return Stop(
-            "entropy", f"entropy fell to {last['entropy']:.3f}, under {rule['min_entropy']}", step
-        )
+    if stop := signalled(last, rule, step):
+        return stop
     half = rule["plateau_steps"] // 2
     if half and step >= 2 * half:
         late = sum(row["pass_rate"] for row in rows[-half:]) / half

@@ -15,8 +15,10 @@ from hillclimb.environments.sandbox import provider_for
 from hillclimb.environments.sandbox.pod_programs import program_runner
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.recipe.climb import SPECIALISTS
-from hillclimb.rl.climb import Climb, Kept
+from hillclimb.rl.alarms import alarms
+from hillclimb.rl.climb import Climb
 from hillclimb.rl.grading import Graders
+from hillclimb.rl.metrics import Kept
 from hillclimb.rl.rollouts import Sampler
 from hillclimb.rollout.engine import RolloutEngine
 from hillclimb.rollout.remote import RemoteEngine
@@ -39,7 +41,8 @@ ROLLOUTS = pa.schema(
     + [("prompt", pa.string()), ("response", pa.string()), ("response_tokens", pa.int64())]
     + [(name, pa.float64()) for name in ("reward", "task", "language", "length")]
     + [("graded", pa.bool_()), ("reason", pa.string()), ("truncated", pa.bool_())]
-    + [("status", pa.string()), ("turns", pa.int64()), ("logprob", pa.float64())]
+    + [("status", pa.string()), ("canary", pa.string()), ("judged", pa.bool_())]
+    + [("turns", pa.int64()), ("logprob", pa.float64())]
 )
 
 
@@ -130,7 +133,7 @@ def _finish(context: Context, climb: Climb, spans: Spans) -> None:
             "ungraded": _mean(rows, "ungraded"),
             **write_goodput(context, spans, even_steps=False),
         },
-        {"stop": asdict(climb.stop)},
+        {"stop": asdict(climb.stop), "alarms": alarms(rows, climb.config["stop"], climb.stop)},
     )
 
 
@@ -163,6 +166,8 @@ def _row(kept: Kept, update: int, climb: Climb) -> dict[str, Any]:
         "reason": rollout.graded.reason,
         "truncated": rollout.truncated,
         "status": kept.status,
+        "canary": kept.canary,
+        "judged": rollout.judged,
         "turns": rollout.turns,
         "logprob": float(drawn.mean()) if len(drawn) else 0.0,
     }

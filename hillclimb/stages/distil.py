@@ -18,7 +18,7 @@ from hillclimb.training.learner import Learner
 
 COLUMNS = [
     "update", "problem_id", "specialist", "kind", "question", "response", "task", "graded",
-    "truncated", "version",
+    "truncated", "canary", "version",
 ]  # fmt: skip
 TRACES = pa.schema(
     [(name, pa.string()) for name in ("problem_id", "specialist", "kind", "question", "response")]

@@ -43,6 +43,12 @@ def test_switching_language_and_broken_format_are_refused():
     assert refused == {"format": 1, "language": 1}
 
 
+def test_rollouts_that_set_off_a_canary_are_not_learnt_from():
+    kept, refused = pick([row(0, 4, "1", canary="changed check"), row(1, 4, "1", canary="")])
+    assert [r["problem_id"] for r in kept] == ["p1"]
+    assert refused == {"reward_hack": 1}
+
+
 def test_every_turn_of_a_session_is_read_for_its_language():
     session = (
         "also dann nicht</think><tool_call> bash ls</tool_call><tool_response> a</tool_response>"

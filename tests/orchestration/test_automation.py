@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dagster as dg
 import pytest
@@ -18,8 +18,9 @@ from hillclimb.assets.stages import changed
 from hillclimb.definitions import build
 from hillclimb.experiments import Experiment, Plan
 from hillclimb.jobs import recipe_changes, self_distillation
+from hillclimb.recipe.climb import Signal
 from hillclimb.resources import Workspace
-from hillclimb.self_distillation import REASONS, decide, next_climb, next_round
+from hillclimb.self_distillation import PERSON, REASONS, decide, next_climb, next_round
 
 ROUNDS = dg.StaticPartitionsDefinition(["one"])
 
@@ -48,6 +49,20 @@ def test_every_known_reason_opens_the_next_round(plan: Plan, reason: str) -> Non
     decision = decide(plan, "stem/round_0/climb", {"reason": reason, "sentence": "it went so"})
     assert decision.opens
     assert "it went so" in decision.reason
+
+
+@pytest.mark.parametrize("reason", list(PERSON))
+def test_doubted_grades_wait_for_a_person(plan: Plan, reason: str) -> None:
+    stop = {"reason": reason, "sentence": "it went so"}
+    decision = decide(plan, "stem/round_0/climb", stop)
+    assert not decision.opens
+    assert "waits for a person" in decision.reason
+    assert "it went so" in decision.reason
+
+
+def test_every_way_to_stop_is_known_to_the_rule() -> None:
+    assert {*REASONS, *PERSON} == {"steps", "plateau", "solved", *get_args(Signal)}
+    assert not {*REASONS} & {*PERSON}
 
 
 def test_the_rule_says_why_a_round_stays_closed(plan: Plan) -> None:

@@ -107,7 +107,8 @@ class Maker:
             Manifest(
                 name=spec.name, kind=spec.kind, fingerprint=self.fingerprints[spec.name],
                 code_version="0" * 12, seed=spec.seed, inputs=inputs, config=spec.config, files=[],
-                metrics=metrics, summary={}, run={"seconds": seconds, "ranks": 1, "pid": 1},
+                metrics=metrics, summary=summary_of(spec),
+                run={"seconds": seconds, "ranks": 1, "pid": 1},
             )
         )  # fmt: skip
 
@@ -295,6 +296,19 @@ class Maker:
         return {"final": 0.875}
 
 
+def summary_of(spec: StageSpec) -> dict[str, Any]:
+    """One climb raised an alarm; its other signals, and those of the others, were quiet."""
+    if spec.kind != "climb":
+        return {}
+    steps = 2 * (spec.name == "agentic/round_0/climb")
+    gradient = {
+        "signal": "gradient", "halts": False, "steps": steps, "first": 21 if steps else None,
+        "sentence": "the gradient's norm is 31 times its running median, over 20",
+    }  # fmt: skip
+    entropy = {"signal": "entropy", "halts": True, "steps": 0, "first": None, "sentence": "quiet"}
+    return {"alarms": [gradient, entropy]}
+
+
 def climb_row(
     rng: random.Random, step: int, rate: float, entropy: float, k: float
 ) -> dict[str, float]:
@@ -306,8 +320,10 @@ def climb_row(
         "trust_clip_share": 0.03 * rng.random(), "outer_clip_share": 0.0,
         "mismatch": 4e-6 * (1 + rng.random()), "truncated_share": 0.05 * rng.random(),
         "ungraded": rng.choice([0, 0, 0, 1]), "grad_norm": 0.5 + 0.4 * rng.random(),
-        "balance_loss": 1.03, "groups_kept": 8, "groups_early_exit": rng.randrange(4),
-        "groups_filtered": rng.randrange(3), "groups_stale": 0,
+        "grad_norm_ratio": 1.0, "hacked_share": 0.01 * rng.random(), "judged": 40,
+        "disagreement": 0.02, "balance_loss": 1.03, "groups_kept": 8,
+        "groups_early_exit": rng.randrange(4), "groups_filtered": rng.randrange(3),
+        "groups_stale": 0,
         "max_tokens": 64 if step < 30 else 96, "age": step % 5 / 5, "sampled_tokens": 6000,
         "learned_tokens": 4000, "seconds_sampling": (step % 5 == 0) * (2.5 + rng.random()),
         "seconds_grading": (step % 5 == 0) * 0.2, "seconds_learning": 0.7 + 0.1 * rng.random(),

@@ -90,6 +90,32 @@ def test_every_section_shows_its_numbers(report: Path) -> None:
     assert "Not made yet" not in seen
 
 
+def test_an_alarm_is_told_and_marked_where_it_began(report: Path) -> None:
+    page = report.read_text()
+    words = "Round 0 raised an alarm (gradient, 2 of 60 steps): the gradient's norm is 31 times"
+    assert text_of(page).count(words) == 1
+    assert page.count("alarm: gradient") == 1
+    assert "was halted by a signal" not in page
+    assert "alarm: entropy" not in page
+
+
+def test_a_climb_that_waits_for_a_person_says_so(tmp_path: Path) -> None:
+    """Also one whose clips are fixed, without a controller and an outer clip."""
+    clips = {"type": "fixed", "outer": None}
+    climb = {**recipe().final.climb.model_dump(mode="json"), "clips": clips, "entropy": None}
+    final = {**recipe().final.model_dump(mode="json"), "climb": climb}
+    changed = type(recipe()).model_validate({**recipe().model_dump(mode="json"), "final": final})
+    maker = Maker(str(tmp_path), changed)
+    maker.make(lambda spec: spec.name == "mai_thinking")
+    where = maker.store.uri("mai_thinking", maker.fingerprints["mai_thinking"])
+    stop = {"reason": "reward_hack", "sentence": "canaries everywhere", "step": 3}
+    (Path(where) / "stop.json").write_text(json.dumps(stop))
+    page = text_of(build_report(str(tmp_path), changed, 0, tmp_path / "r.html").read_text())
+    assert "(reward_hack): canaries everywhere; this waits for a person" in page
+    assert "trust [0.8, 1.28]" in page
+    assert "No controller: the trust clip stays as it is." in page
+
+
 def test_cost_is_the_sum_of_the_stages(report: Path) -> None:
     count = len(stage_specs(recipe()))
     seconds = sum(10 + index for index in range(count))

@@ -6,14 +6,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hillclimb.recipe.climb import StopRule
 from hillclimb.rl.curriculum import LengthCurriculum, PromptQueue, in_window
 from hillclimb.rl.groups import Buffer, Group, Sample
 from hillclimb.rl.stop import decide_stop
 
-RULE = {
-    "plateau_steps": 4, "plateau_gain": 0.05, "plateau_floor": 0.5, "max_mismatch": 0.1,
-    "min_entropy": 0.01,
-}  # fmt: skip
+RULE = StopRule(
+    plateau_steps=4, plateau_gain=0.05, plateau_floor=0.5, max_mismatch=0.1, min_entropy=0.01
+).model_dump()
+CALM = {"truncated_share": 0.0, "hacked_share": 0.0, "disagreement": 0.0, "grad_norm_ratio": 1.0}
 
 
 def test_the_window_is_closed():
@@ -55,7 +56,7 @@ def test_the_queue_keeps_the_shares_and_passes_over_every_problem():
 
 
 def rows(*rates: float, entropy: float = 0.3, mismatch: float = 0.0):
-    return [{"pass_rate": r, "entropy": entropy, "mismatch": mismatch} for r in rates]
+    return [{**CALM, "pass_rate": r, "entropy": entropy, "mismatch": mismatch} for r in rates]
 
 
 def test_a_plateau_stops_the_climb_only_over_its_floor():

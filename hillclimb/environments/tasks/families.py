@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hillclimb.environments.tasks.agentic import Find, Replace, Script
+from hillclimb.environments.tasks.agentic import Find, Replace, Script, Tested
 from hillclimb.environments.tasks.base import TaskFamily, Worksheets
 from hillclimb.environments.tasks.drills import Copybook, Glossary, Tables
 from hillclimb.environments.tasks.helpfulness import Frame, Repeat, Safety
@@ -16,6 +16,7 @@ FAMILIES: dict[str, TaskFamily] = {
         Functions(),
         Replace(),
         Script(),
+        Tested(),
         Find(),
         Repeat(),
         Frame(),

@@ -1,0 +1,75 @@
+"""A climb's choices: the report's by default, each other one field, no number without a use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hillclimb.recipe.climb import (
+    AdaptiveClips,
+    ClimbRecipe,
+    EntropyController,
+    FixedClips,
+    NoCorrection,
+    TruncatedSampling,
+)
+from hillclimb.recipe.errors import RecipeError
+from hillclimb.recipe.load import load_recipe
+
+SMALL = Path(__file__).with_name("small.yaml")
+CLIMB = "specialists.stem.climbs.0"
+
+
+def climb(*choices: str) -> ClimbRecipe:
+    """The first climb with these fields set."""
+    return load_recipe(SMALL, [f"{CLIMB}.{c}" for c in choices]).specialists["stem"].climbs[0]
+
+
+def test_the_report_s_choices_are_the_default() -> None:
+    found = load_recipe("mai-thinking-1").specialists["stem"].climbs[0]
+    assert found.clips == AdaptiveClips(epsilon=0.6, outer=50.0)
+    assert found.entropy == EntropyController(target=0.3, delta=0.25, k_max=2.5)
+    assert (found.ratio, found.replay, found.correction) == ("token", "nucleus", NoCorrection())
+    assert found.draws_per_update is None
+    assert found.stop.halt == ("mismatch", "entropy", "reward_hack")
+
+
+def test_peers_choices_are_a_field_each() -> None:
+    fixed = climb("clips={type: fixed, high: 0.4}", "entropy=null")
+    assert fixed.clips == FixedClips(low=0.2, high=0.4, outer=50.0)
+    assert climb("clips.outer=null").clips == AdaptiveClips(outer=None)
+    assert climb("entropy=null").entropy is None
+    assert climb("ratio=sequence").ratio == "sequence"
+    assert climb("replay=none").replay == "none"
+    corrected = climb("correction={type: truncated, cap: 5}").correction
+    assert corrected == TruncatedSampling(cap=5.0)
+    assert climb("stop.halt=[gradient]").stop.halt == ("gradient",)
+
+
+@pytest.mark.parametrize(
+    ("choices", "field", "words"),
+    [
+        (["clips={type: fixed, epsilon: 0.3}", "entropy=null"], "clips.epsilon",
+         "not a known field"),
+        (["clips={type: adaptive, low: 0.3}"], "clips.low", "not a known field"),
+        (["clips={epsilon: 0.3}"], "clips.type", "one of adaptive, fixed"),
+        (["clips={type: fixed}"], "", "set entropy to null"),
+        (["clips={type: fixed, low: 1.5}", "entropy=null"], "clips.low", "at most 1"),
+        (["clips.outer=0.5"], "clips.outer", "above 1"),
+        (["correction={type: none, cap: 2}"], "correction.cap", "not a known field"),
+        (["correction={type: truncated, cap: 0}"], "correction.cap", "above 0"),
+        (["ratio=group"], "ratio", "'token' or 'sequence'"),
+        (["replay=experts"], "replay", "'nucleus' or 'none'"),
+        (["draws_per_update=0"], "draws_per_update", "above 0"),
+        (["stop.halt=[gradients]"], "stop.halt.0", "give one of mismatch, entropy"),
+        (["stop.max_entropy=0.5", "stop.min_entropy=0.6"], "stop",
+         "min_entropy=0.6 must be below max_entropy=0.5"),
+    ],
+)  # fmt: skip
+def test_a_number_without_a_use_is_refused(choices: list[str], field: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        climb(*choices)
+    [problem] = caught.value.problems
+    assert problem.field == f"{CLIMB}.{field}".rstrip(".")
+    assert words in str(problem)
