@@ -172,34 +172,6 @@ class Learner:
                 found[name] = whole.cpu()
         return {name: found[name] for name in self.names if name in found}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Optimizer and master weights of this rank, by a stable name."""
-        found = {}
-        for g, group in enumerate(self._inner().param_groups):
-            for p, parameter in enumerate(group["params"]):
-                found[f"{g}.{p}.master"] = parameter.data
-                for key, value in sorted(self._inner().state.get(parameter, {}).items()):
-                    found[f"{g}.{p}.{key}"] = value
-        return found
-
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-        """Take back model weights and what `tensors` gave."""
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
-        inner = self._inner()
-        for g, group in enumerate(inner.param_groups):
-            for p, parameter in enumerate(group["params"]):
-                prefix = f"{g}.{p}."
-                parameter.data.copy_(tensors[prefix + "master"])
-                state = {
-                    key[len(prefix) :]: value.clone()
-                    for key, value in tensors.items()
-                    if key.startswith(prefix) and key != prefix + "master"
-                }
-                if state:
-                    inner.state[parameter] = state
-
     def _inner(self) -> torch.optim.Optimizer:
         wrapper = self.engine.optimizer
         return getattr(wrapper, "optimizer", wrapper)

@@ -79,6 +79,5 @@ def load_deepspeed() -> Any:
 
     if modules["mlflow"] is None:
         del modules["mlflow"]
-
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
