@@ -167,6 +167,22 @@ def _ranks_divide(recipe: Recipe) -> Iterator[Problem]:
                 yield Problem(f"{place}.{name}", what, f"choose a divisor of {totals[of]}")
 
 
+def _context_divides(recipe: Recipe) -> Iterator[Problem]:
+    """Ranks of a context group share tokens of a row, and heads in attention (Ulysses)."""
+    heads, kv_heads = recipe.model.query_heads, recipe.model.kv_heads
+    for place, phase in phases(recipe):
+        size = phase.context_parallel
+        if phase.sequence_length % size:
+            what = f"is {size}, which does not divide the sequence_length {phase.sequence_length}"
+            yield Problem(f"{place}.context_parallel", what, "choose a divisor of it")
+        elif heads % size or (kv_heads % size and size % kv_heads):
+            what = (
+                f"is {size}: it must divide model.query_heads = {heads}, and divide "
+                f"model.kv_heads = {kv_heads} or be a multiple of it"
+            )
+            yield Problem(f"{place}.context_parallel", what, f"choose {kv_heads} or a divisor")
+
+
 def _batches_divide(recipe: Recipe) -> Iterator[Problem]:
     ranks = recipe.compute.base_ranks
     for place, phase in phases(recipe):
@@ -200,6 +216,7 @@ _CHECKS: tuple[Check, ...] = (
     _categories_have_sources,
     _shares_positive,
     _ranks_divide,
+    _context_divides,
     _batches_divide,
     _micro_batches_hold_a_row,
     *CLUSTER_CHECKS,

@@ -247,3 +247,16 @@ def test_recipes_load_without_torch() -> None:
         "assert bad <= {'torch'} and sys.modules['torch'] is None, bad\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_context_group_must_fit_heads_and_rows() -> None:
+    where = r"phase_16k\.context_parallel is "
+    with pytest.raises(RecipeError, match=where + "8: it must divide model.query_heads = 4"):
+        load_recipe(SMALL, ["compute.base_ranks=8", "base.phase_16k.context_parallel=8"])
+    with pytest.raises(RecipeError, match=where + "3, which does not divide the sequence_length"):
+        load_recipe(SMALL, ["compute.base_ranks=6", "base.phase_16k.context_parallel=3"])
+
+
+def test_bf16_storage_asks_for_zero_2() -> None:
+    with pytest.raises(RecipeError, match="weights=bf16 needs zero_stage=2, not 3"):
+        load_recipe(SMALL, ["base.phase_16k.weights=bf16", "base.phase_16k.zero_stage=3"])
