@@ -16,7 +16,7 @@ from hillclimb.artifacts import ArtifactWriter
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.training import runtime, spikes
-from hillclimb.training.checkpoint import latest
+from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.held_out_loss import HeldOutText
 from hillclimb.training.learner import Learner
 from hillclimb.training.packing import TokenTable
@@ -169,7 +169,12 @@ def test_a_spike_names_the_document_and_the_router(trainer, tmp_path, monkeypatc
 def test_a_loss_that_is_not_finite_names_the_document_and_keeps_the_checkpoint(trainer, tmp_path):
     out, at = ArtifactWriter(str(tmp_path / "out")), step_of(trainer)
     kept = (at - 1) // 5 * 5
-    poison = lambda module, ids, out: out.masked_fill((ids[0] == 47)[..., None], float("nan"))  # noqa: E731
+
+    def poison(
+        module: torch.nn.Module, ids: tuple[torch.Tensor], out: torch.Tensor
+    ) -> torch.Tensor:
+        return out.masked_fill((ids[0] == 47)[..., None], float("nan"))
+
     trainer.learner.model.embed.register_forward_hook(poison)
     with pytest.raises(FloatingPointError) as caught:
         list(trainer.run(out))
@@ -179,4 +184,9 @@ def test_a_loss_that_is_not_finite_names_the_document_and_keeps_the_checkpoint(t
     named = message.split("worst first: ")[1].split(". Nothing")[0].split("; ")
     assert any(name == "p tokens-00002.parquet row 10 (loss nan)" for name in named[:2])
     assert f"the checkpoint of step {kept} is intact" in message
-    assert latest(out) == f"resume/step-{kept:08d}"
+    weights = trainer.learner.full_weights()
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+    with Checkpointer(out, trainer.learner) as checkpoints:
+        state = checkpoints.load()
+    assert state is not None
+    assert [row["step"] for row in state["metrics"]] == list(range(1, kept + 1))
