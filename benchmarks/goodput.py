@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,18 +65,19 @@ def main() -> None:
     print(f"seed {args.seed}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(args.root or folder)
-        account, kills, write = measured(root, args)
+        account, watch = measured(root, args)
     found = Goodput(
         account["actual_seconds"], account["ideal_seconds"], account["stalls"],
         account["attempts"], account["steps"], account["steps_again"],
     )  # fmt: skip
+    kills = len(watch.kills)
     every = found.actual / max(kills, 1)
     print(
         f"\nMEASURED: {found.steps} steps on 2 ranks, {kills} kills, one every {every:.0f} s, "
         f"a checkpoint every {args.every} steps"
     )
     show({"undisturbed part": without_kills(found), "with the kills": found})
-    costs = costs_of(found, args.every, write)
+    costs = costs_of(found, args.every, watch)
     print(f"\nfrom this run: {told(costs)}")
     minutes = args.kill_every / 60
     print(f"\nSIMULATED: {DAYS:g} days, a kill every {minutes:g} min, times of the measured run")
@@ -109,52 +110,63 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(root: Path, args: argparse.Namespace) -> tuple[dict[str, Any], int, float]:
-    """Make the phase under kills; its account, how many there were, seconds of a write."""
+def measured(root: Path, args: argparse.Namespace) -> tuple[dict[str, Any], Watch]:
+    """Make the phase under kills; its account, and what was seen meanwhile."""
     changes = (*RECIPE, f"base.phase_16k.tokens={args.steps * 8192}",
                f"base.checkpoint_every={args.every}")  # fmt: skip
     plan, store = Experiment.make("smoke", 0, "goodput", changes).plan(), Store(str(root))
     launcher = LocalLauncher(root / "runs", fork=args.warm)
     try:
         for name in upstream(plan.specs, [NAME])[:-1]:
-            make(launcher, plan.request(name, store), itertools.repeat(math.inf))
+            make(launcher, plan.request(name, store), itertools.repeat(math.inf), args.seed)
         request = plan.request(NAME, store)
-        watch = Watch(request.output)
-        kills = make(launcher, request, waits(args.seed, args.mean), args.seed, watch)
+        watch = make(launcher, request, waits(args.seed, args.mean), args.seed)
     finally:
         launcher.close()
     made = store.find(NAME, plan.fingerprints[NAME])
     assert made is not None
-    return made.json("goodput.json"), kills, watch.seconds()
+    return made.json("goodput.json"), watch
 
 
 class Watch:
-    """How long after its copy a checkpoint is whole, seen from outside of the stage."""
+    """What the stage's files show while it runs: they go at the commit."""
 
     def __init__(self, output: str) -> None:
         self.out, self.latest = ArtifactWriter(output), Path(output) / LATEST
         self.whole: dict[float, int] = {}
-        self.copied: list[Span] = []
+        self.kills: list[float] = []
+        self.spans: list[Span] = []
+        self._next = 0.0
 
     def look(self) -> None:
-        """Note which checkpoint is the newest, and since when."""
+        """Note which checkpoint is the newest, since when, and now and then all spans."""
         with contextlib.suppress(FileNotFoundError):
-            found = re.search(r"step-(\d+)", self.latest.read_text())
-            if found:
+            if found := re.search(r"step-(\d+)", self.latest.read_text()):
                 self.whole[self.latest.stat().st_mtime] = int(found[1]) - 1
+            if time.monotonic() > self._next:
+                self.spans, self._next = read_spans(self.out) or self.spans, time.monotonic() + 1.0
 
-    def note(self) -> None:
-        """Keep the spans so far: they go at the commit."""
-        self.copied = [span for span in read_spans(self.out) if span.kind == "checkpoint"]
-
-    def seconds(self) -> float:
-        """The median over all checkpoints that were seen; 0 where none was."""
-        found = [
-            min((at - span.end for span in self.copied if span.step == step and span.end <= at),
-                default=math.inf)
+    def write(self) -> float:
+        """Median seconds from a checkpoint's copy until it is whole."""
+        copied = [span for span in self.spans if span.kind == "checkpoint"]
+        return median_since(
+            (at, [span.end for span in copied if span.step == step])
             for at, step in self.whole.items()
-        ]  # fmt: skip
-        return statistics.median([lag for lag in found if lag < math.inf] or [0.0])
+        )
+
+    def restart(self) -> float:
+        """Median seconds from a kill to the next step, where no other kill came between."""
+        begun: dict[int, float] = {}
+        for span in self.spans:
+            if span.kind != "start":
+                begun.setdefault(span.attempt, span.start)
+        return median_since((at, self.kills) for at in begun.values())
+
+
+def median_since(pairs: Iterable[tuple[float, Sequence[float]]]) -> float:
+    """The median time to each moment from the last one before it; 0 where there is none."""
+    found = [at - max(b) for at, moments in pairs if (b := [m for m in moments if m <= at])]
+    return statistics.median(found) if found else 0.0
 
 
 def waits(seed: int, mean: float) -> Iterator[float]:
@@ -164,29 +176,25 @@ def waits(seed: int, mean: float) -> Iterator[float]:
         yield rng.expovariate(1 / mean)
 
 
-def make(
-    launcher: LocalLauncher,
-    request: Request,
-    between: Iterator[float],
-    seed: int = 0,
-    watch: Watch | None = None,
-) -> int:
-    """Ask until it is made, killing a rank whenever it is time; how many were killed."""
-    rng, kills = random.Random(seed + 1), 0
-    watch, next_kill = watch or Watch(request.output), time.monotonic() + next(between)
+def make(launcher: LocalLauncher, request: Request, between: Iterator[float], seed: int) -> Watch:
+    """Ask until it is made, killing a rank whenever it is time."""
+    rng, watch = random.Random(seed + 1), Watch(request.output)
+    next_kill = time.monotonic() + next(between)
     while True:
         handle = launcher.submit(request)
         while not launcher.poll(handle).ended:
             time.sleep(0.05)
             watch.look()
             if time.monotonic() >= next_kill:
-                watch.note()
-                kills += kill(handle, rng)
+                watch.kills += [time.time()] * kill(handle, rng)
                 next_kill = time.monotonic() + next(between)
-                print(f"kill {kills}, attempt {Path(handle.where).name[8:]}", file=sys.stderr)
+                print(
+                    f"kill {len(watch.kills)}, attempt {Path(handle.where).name[8:]}",
+                    file=sys.stderr,
+                )
         outcome = launcher.poll(handle)
         if outcome.state is State.DONE:
-            return kills
+            return watch
         if not outcome.resumable:
             raise RuntimeError(outcome.reason)
 
@@ -203,14 +211,14 @@ def kill(handle: Handle, rng: random.Random) -> bool:
     return True
 
 
-def costs_of(found: Goodput, every: int, write: float) -> Costs:
+def costs_of(found: Goodput, every: int, watch: Watch) -> Costs:
     """What a step, a checkpoint and a restart took."""
     checkpoints = (found.steps + found.steps_again) / every
     return Costs(
         found.ideal / found.steps,
         found.stalls["checkpoint"] / checkpoints,
-        write,
-        found.stalls["restart"] / max(1, found.attempts - 1),
+        watch.write(),
+        watch.restart(),
     )
 
 
