@@ -71,6 +71,15 @@ def finite_loss(artifact: Artifact) -> tuple[bool, str]:
     return True, f"{len(rows)} steps, {', '.join(keys)} finite"
 
 
+def caps_kept(artifact: Artifact) -> tuple[bool, str]:
+    """No source was read more often than its cap."""
+    sources = artifact.json("sources.json")
+    over = [name for name, s in sources.items() if s["epochs"] > s["mixture_cap"] + 1e-9]
+    most = max(sources, key=lambda name: sources[name]["epochs"] / sources[name]["mixture_cap"])
+    sentence = f"{most} is nearest to its cap: {sources[most]['epochs']:.2f} epochs"
+    return not over, f"over their caps: {', '.join(over)}" if over else sentence
+
+
 def router_balance(artifact: Artifact) -> tuple[bool, str]:
     """In the last tenth of the steps no expert takes more than half of the tokens."""
     rows = jsonl(artifact, "metrics.jsonl")
@@ -189,7 +198,7 @@ _BY_KIND: dict[str, tuple[Examiner, ...]] = {
     "problems": (disjoint_splits,),
     "filtered_corpus": (no_contamination_left,),
     "mixture": (epochs_under_cap,),
-    "base_phase": (finite_loss, router_balance),
+    "base_phase": (finite_loss, router_balance, caps_kept),
     "climb": (
         finite_loss,
         pass_rate_not_below_start,
