@@ -102,9 +102,9 @@ class Checkpointer:
         fragments = self.learner.fragments()
         self._require_finite(step, fragments)
         self.copy.take(fragments)
-        small = (
-            {"state.json": self._described(step, state), **(extra or {})} if not self.rank else {}
-        )
+        small: dict[str, bytes] = {}
+        if self.rank == 0:
+            small = {"state.json": self._described(step, state), **(extra or {})}
         self._order = self._ordered(step, fragments, small)
         if self.copy.is_whole():
             self._pass_on()
@@ -117,7 +117,7 @@ class Checkpointer:
 
     def latest(self) -> str | None:
         """The folder of the newest whole checkpoint."""
-        return latest(self.out)
+        return self.out.read_text(LATEST) if self.out.exists(LATEST) else None
 
     def load(self) -> dict[str, Any] | None:
         """Put the newest whole state into the learner; all ranks call it.
@@ -262,11 +262,6 @@ class Checkpointer:
                 f"written, {self.latest() or 'none'} under {self.out.uri} is the last checkpoint. "
                 "Lower the learning rate's peak or look at the last batches"
             )
-
-
-def latest(out: ArtifactWriter) -> str | None:
-    """The folder that is marked as the newest whole checkpoint."""
-    return out.read_text(LATEST) if out.exists(LATEST) else None
 
 
 def _whole_shapes(model: MaiForCausalLM) -> dict[str, list[int]]:

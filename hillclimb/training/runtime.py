@@ -39,7 +39,7 @@ def start(threads: int = 1) -> tuple[int, int]:
 def stop() -> None:
     """Leave the process group, and take back the variables that `start` set."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        load_deepspeed().comm.destroy_process_group()  # forgets its groups too
     while _set:
         os.environ.pop(_set.pop(), None)
 
