@@ -29,6 +29,7 @@ from hillclimb.training.pretrain import Pretrainer
 from hillclimb.training.sampling import BLOCK_SHARDS, Plan
 from hillclimb.training.shards import Shards
 from hillclimb.training.spikes import in_one_line
+from hillclimb.training.writer import LATEST
 
 MEMORISATION_TOKENS = 8_000
 HELD_OUT_TOKENS = 50_000
@@ -67,7 +68,9 @@ def _starting_point(context: Context) -> tuple[MaiForCausalLM, TextTokenizer]:
         return model, tokenizer
     tokenizer = TextTokenizer.load(context.input("tokenizer").local("tokenizer"))
     config = MaiConfig.from_recipe(context.config["model"], tokenizer.vocab_size, dropout=dropout)
-    return MaiForCausalLM(config).initialise(context.seed), tokenizer
+    network = MaiForCausalLM(config)
+    resumed = context.out.exists(LATEST)
+    return network if resumed else network.initialise(context.seed), tokenizer
 
 
 def layout_of(section: dict[str, Any]) -> Layout:
