@@ -9,7 +9,7 @@ climb: $(STAMP) ## make the toy machine from raw documents to the final model
 	$(BIN)/hillclimb climb
 
 test: $(STAMP) ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 ui: $(STAMP) ## Dagster and MLflow on loopback
 	$(BIN)/hillclimb ui
