@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rollout_support import as_bytes
 
 from hillclimb.rl.groups import Sample
-from hillclimb.rl.policy import micro_batches, replayed_logprobs
+from hillclimb.rl.policy import drawn_logprobs, micro_batches
 from hillclimb.rollout.engine import SamplingParams
 from hillclimb.rollout.sampling import nucleus, pack_mask, unpack_mask
 from hillclimb.rollout.torch_engine import TorchEngine
@@ -44,11 +44,11 @@ def test_the_learner_replays_the_sampler(build, network):
         for p, c in zip(PROMPTS, drawn, strict=True)
     ]  # fmt: skip
     for batch in micro_batches(samples, 16, 40):
-        gap = (replayed_logprobs(network, batch, 1.0) - batch.logprobs).abs().max()
+        gap = (drawn_logprobs(network, batch, 1.0) - batch.drawn.engine).abs().max()
         assert float(gap) < 2e-5
         without = batch.kept | True
-        loose = replayed_logprobs(network, type(batch)(**{**vars(batch), "kept": without}), 1.0)
-        assert float((loose - batch.logprobs).abs().max()) > 1e-3
+        loose = drawn_logprobs(network, type(batch)(**{**vars(batch), "kept": without}), 1.0)
+        assert float((loose - batch.drawn.engine).abs().max()) > 1e-3
 
 
 def test_the_same_seed_draws_the_same_and_another_one_does_not(build):
