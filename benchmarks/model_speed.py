@@ -31,7 +31,6 @@ from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.moe import RouterLoad
 from hillclimb.scaling.counts import count_parameters
 from hillclimb.scaling.ladder import VOCABULARY, rung
-from hillclimb.training.packing import TokenTable, pack
 
 PEAK = 989e12
 GIB = 2**30
@@ -288,16 +287,17 @@ def grouped(kernels: list[tuple[str, float, int]]) -> dict[str, float]:
 def text_batches(length: int, steps: int) -> list[Batch]:
     """Bytes of the standard library's modules, packed by document, one row a step."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    texts = [np.frombuffer(f.read_bytes()[:8000], np.uint8).astype(np.int32) for f in files]
-    offsets = np.concatenate(([0], np.cumsum([len(t) for t in texts])))
-    table = TokenTable(np.concatenate(texts), offsets, np.zeros(len(texts), np.int32), ("py",))
+    texts = [np.frombuffer(f.read_bytes()[:8000] + b"\0", np.uint8) for f in files]
     order = np.random.default_rng(0).permutation(len(texts))
-    packed = pack(table, order, length, 0)
+    stream = np.concatenate([texts[i] for i in order])
+    numbers = np.repeat(np.arange(len(order)), [len(texts[i]) for i in order])
+    width = length + 1
     batches: list[Batch] = []
     for step in range(steps):
-        row = step % len(packed)
-        tokens = torch.from_numpy(packed.tokens[row : row + 1]).long().cuda()
-        segments = torch.from_numpy(packed.segments[row : row + 1]).long().cuda()
+        start = step % (len(stream) // width) * width
+        row = slice(start, start + width)
+        tokens = torch.from_numpy(stream[row].astype(np.int64))[None].cuda()
+        segments = torch.from_numpy(numbers[row] - numbers[start])[None].cuda()
         labels = tokens[:, 1:].masked_fill(segments[:, 1:] != segments[:, :-1], -100)
         batches.append((tokens[:, :-1], segments[:, :-1].contiguous(), labels))
     return batches

@@ -49,7 +49,8 @@ def make_base_phase(context: Context) -> None:
     feed = _feed(context, tokenizer, layout)
     trainer = Pretrainer(
         learner, feed, config | {"micro_batch_tokens": _micro_batch(config)}, context.seed,
-        _held_out(context, HELD_OUT_TOKENS), config["held_out_every"],
+        _held_out(context, HELD_OUT_TOKENS) if config["held_out_every"] else None,
+        config["held_out_every"],
     )  # fmt: skip
     for row in trainer.run(context.out):
         if context.rank == 0:
@@ -142,10 +143,8 @@ def _finish(
     with spans.span("held_out"):
         text = _held_out(context)
         nll = text.token_nll(model, learner.layout)
-        held_out, positions = (
-            text.by_category(nll),
-            by_position(position_sums(nll, text.length), text.length),
-        )
+        held_out = text.by_category(nll)
+        positions = by_position(position_sums(nll, text.length), text.length)
     with spans.span("finish"):
         memorised = _memorised(context, model, trainer.feed.plan.shards, learner.layout)
         weights = learner.full_weights()

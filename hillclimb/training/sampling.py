@@ -39,7 +39,7 @@ class Plan:
     Shards are grouped at random into blocks. A block is visited as often as the most repeated
     source has epochs, blocks in a new order each round; a visit gives its share of what every
     source gives from that block, so that the mixture is the same all the way. Up to
-    `BLOCK_SHARDS` shards are one block and one visit: `sample_documents`, number for number.
+    `BLOCK_SHARDS` shards are one block and one visit: one shuffle over everything.
     Memory: the index, and a few numbers for each visit and source.
     """
 

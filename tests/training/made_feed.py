@@ -9,10 +9,10 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from reference_packing import TokenTable
 
 from hillclimb.training.feed import Feed
 from hillclimb.training.mixture import Budget
-from hillclimb.training.packing import TokenTable
 from hillclimb.training.sampling import Plan
 from hillclimb.training.shards import Shards
 

