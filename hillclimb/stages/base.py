@@ -14,9 +14,9 @@ from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.tokenizer import TextTokenizer
 from hillclimb.stages.account import write_goodput
 from hillclimb.stages.context import Context
+from hillclimb.stages.dealing import open_shards
 from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.tables import jsonl, read_rows
-from hillclimb.stages.tokens import open_shards
 from hillclimb.training import runtime
 from hillclimb.training.determinism import be_deterministic
 from hillclimb.training.feed import Feed

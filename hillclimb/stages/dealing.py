@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hillclimb.artifacts import ArtifactWriter
+from hillclimb.artifacts import Artifact, ArtifactWriter
+from hillclimb.training.shards import Shards
 
 TOKENS = pa.schema(
     [
@@ -118,3 +119,21 @@ class _Shard:
             self.flush()
         self.writer.close()
         return pa.concat_tables(self.indices)
+
+
+def open_shards(mixture: Artifact) -> Shards:
+    """The mixture's documents where they lie, sources numbered by name."""
+    with mixture.fs.open(mixture.path(INDEX), "rb") as stream:
+        index = pq.read_table(stream).unify_dictionaries()
+    source = index["source"].combine_chunks()
+    names = sorted(source.dictionary.to_pylist())
+    number = np.array([names.index(name) for name in source.dictionary.to_pylist()], np.int32)
+    counts = np.bincount(index["shard"].to_numpy(), minlength=1)
+    return Shards(
+        [f"{mixture.uri}/{shard_name(shard)}" for shard in range(len(counts))],
+        counts.tolist(),
+        index["tokens"].to_numpy(),
+        number[source.indices.to_numpy()] if names else np.empty(0, np.int32),
+        tuple(names),
+        {} if mixture.is_local else dict(mixture.fs.storage_options),
+    )

@@ -12,17 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from hillclimb.artifacts import Artifact
 from hillclimb.corpus import iter_documents
 from hillclimb.corpus.rows import Document
 from hillclimb.model.tokenizer import TextTokenizer, train_tokenizer
 from hillclimb.stages.context import Context
-from hillclimb.stages.dealing import INDEX, TOKENS, deal, shard_name
+from hillclimb.stages.dealing import TOKENS, deal
 from hillclimb.stages.tables import write_table
 from hillclimb.training.mixture import SourceShare, plan_mixture
-from hillclimb.training.shards import Shards
 
 HELD_OUT_SHARE = 0.02
 SPOOL_ROWS = 1024
@@ -167,24 +164,6 @@ def _describe(shares: list[SourceShare]) -> dict[str, Any]:
         entry["tokens_used"] += s.used
         entry["weight"] += s.used / total
     return {"sources": sources, "categories": dict(sorted(categories.items()))}
-
-
-def open_shards(mixture: Artifact) -> Shards:
-    """The mixture's documents where they lie, sources numbered by name."""
-    with mixture.fs.open(mixture.path(INDEX), "rb") as stream:
-        index = pq.read_table(stream).unify_dictionaries()
-    source = index["source"].combine_chunks()
-    names = sorted(source.dictionary.to_pylist())
-    number = np.array([names.index(name) for name in source.dictionary.to_pylist()], np.int32)
-    counts = np.bincount(index["shard"].to_numpy(), minlength=1)
-    return Shards(
-        [f"{mixture.uri}/{shard_name(shard)}" for shard in range(len(counts))],
-        counts.tolist(),
-        index["tokens"].to_numpy(),
-        number[source.indices.to_numpy()] if names else np.empty(0, np.int32),
-        tuple(names),
-        {} if mixture.is_local else dict(mixture.fs.storage_options),
-    )
 
 
 def _unit(key: str) -> float:

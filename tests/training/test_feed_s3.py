@@ -17,7 +17,7 @@ from s3_server import Proxy, ask, moto, proxy
 
 from hillclimb.artifacts import Artifact, ArtifactWriter, Manifest
 from hillclimb.stages.dealing import TOKENS, deal
-from hillclimb.stages.tokens import open_shards
+from hillclimb.stages.dealing import open_shards
 from hillclimb.training.shards import ShardError
 
 ENVIRONMENT = {
