@@ -12,9 +12,8 @@ import pytest
 
 from hillclimb.artifacts import Artifact, ArtifactWriter, Manifest
 from hillclimb.stages import dealing, tokens
-from hillclimb.stages.dealing import TOKENS, deal
+from hillclimb.stages.dealing import TOKENS, deal, open_shards
 from hillclimb.stages.tables import write_table
-from hillclimb.stages.dealing import open_shards
 
 RNG = np.random.default_rng(0)
 ROWS = [

@@ -16,8 +16,7 @@ from made_feed import budget_of, feed_of
 from s3_server import Proxy, ask, moto, proxy
 
 from hillclimb.artifacts import Artifact, ArtifactWriter, Manifest
-from hillclimb.stages.dealing import TOKENS, deal
-from hillclimb.stages.dealing import open_shards
+from hillclimb.stages.dealing import TOKENS, deal, open_shards
 from hillclimb.training.shards import ShardError
 
 ENVIRONMENT = {
