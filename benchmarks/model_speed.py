@@ -391,7 +391,7 @@ def main() -> None:
     card = torch.cuda.get_device_name()
     print(f"{card}, torch {torch.__version__}", flush=True)
     rows: list[dict[str, Any]] = []
-    for count, mean in ((1, None), (1, 2048), (2, None), (4, None)):
+    for count, mean in ((1, None), (1, 2048), (2, 2048), (4, None), (4, 2048)):
         batch = random_batch(count, given.length, mean)
         for form in ("naive", "ours"):
             rows.append(attempt(form, batch, given.steps))
