@@ -49,7 +49,7 @@ class FastInputs:
 
     Attributes:
         local: where a local layer may look.
-        full: the same for global layers; None where each row is one document.
+        full: the same for global layers; None for cuDNN's kernel, where a row is one document.
         rotary: cosines and sines of local layers, (T, head_dim/2) each.
     """
 
@@ -59,14 +59,18 @@ class FastInputs:
 
     @classmethod
     def of(cls, ids_BT: Tensor, segments_BT: Tensor | None, config: MaiConfig) -> FastInputs:
-        """Masks of packed documents, or of one document a row."""
+        """Masks of packed documents, or of one document a row.
+
+        Deterministic algorithms leave only FlexAttention's kernels, which want a mask.
+        """
+        unmasked = segments_BT is None and not torch.are_deterministic_algorithms_enabled()
         segments = torch.zeros_like(ids_BT) if segments_BT is None else segments_BT
         half, device = config.head_dim // 2, ids_BT.device
         rate = config.rope_theta ** (-torch.arange(half, device=device) / half)
         angle = torch.arange(ids_BT.shape[1], device=device)[:, None].float() * rate[None, :]
         return cls(
             attention_blocks(segments, config.sliding_window),
-            None if segments_BT is None else attention_blocks(segments, None),
+            None if unmasked else attention_blocks(segments, None),
             (angle.cos(), angle.sin()),
         )
 
