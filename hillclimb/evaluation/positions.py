@@ -18,32 +18,29 @@ def edges(length: int) -> list[int]:
     return [*found, length]
 
 
-def position_sums(nll: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """Summed NLL, tokens and documents of each bucket, float64 (buckets, 3).
+def by_position(nll: Sequence[np.ndarray], length: int) -> list[dict[str, float]]:
+    """Buckets of positions: `start`, `end`, `nll` a token, `tokens`, `documents`.
 
-    Only documents that fill more than half of `length` count, so that the same ones stand behind
-    early and late positions.
+    Only documents that fill more than half of the context count, so that the same ones stand
+    behind early and late positions. Where none goes so far, the context ends at the first edge
+    that the longest document does not cross.
 
     Args:
         nll: of every token but the first, one array a document.
+        length: the context, in tokens.
     """
-    bounds = list(pairwise(edges(length)))
+    longest = max(map(len, nll), default=0)
+    reach = next((edge for edge in edges(length) if edge >= longest), length)
+    bounds = list(pairwise(edges(reach))) if longest else []
     sums = np.zeros((len(bounds), 3))
     for document in nll:
-        if len(document) <= length // 2:
+        if len(document) <= reach // 2:
             continue
         for row, (start, end) in enumerate(bounds):
             part = document[start:end]
             sums[row] += (part.sum(), len(part), len(part) > 0)
-    return sums
-
-
-def by_position(sums: np.ndarray, length: int) -> list[dict[str, float]]:
-    """The buckets that hold tokens: `start`, `end`, `nll` a token, `tokens`, `documents`."""
     return [
         {"start": start, "end": end, "nll": nll / tokens, "tokens": tokens, "documents": documents}
-        for (start, end), (nll, tokens, documents) in zip(
-            pairwise(edges(length)), sums.tolist(), strict=True
-        )
+        for (start, end), (nll, tokens, documents) in zip(bounds, sums.tolist(), strict=True)
         if tokens
     ]

@@ -172,7 +172,7 @@ def _positions(experiment: Experiment) -> Markup:
     heads = ["position", *(name.removeprefix("mai_base_").upper() for name in found)]
     return Markup("<h3>NLL by position</h3>{}{}").format(
         table(heads, rows, "Held-out NLL (nats a token) by position in the document"),
-        note("Of documents that fill more than half of the phase's sequence length."),
+        note("Of documents that fill more than half of the longest position shown."),
     )
 
 

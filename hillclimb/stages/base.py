@@ -8,7 +8,7 @@ import numpy as np
 import torch.distributed as dist
 
 from hillclimb.artifacts import Artifact
-from hillclimb.evaluation.positions import by_position, position_sums
+from hillclimb.evaluation.positions import by_position
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.tokenizer import TextTokenizer
@@ -144,7 +144,7 @@ def _finish(
         text = _held_out(context)
         nll = text.token_nll(model, learner.layout)
         held_out = text.by_category(nll)
-        positions = by_position(position_sums(nll, text.length), text.length)
+        positions = by_position(nll, text.length)
     with spans.span("finish"):
         memorised = _memorised(context, model, trainer.feed.plan.shards, learner.layout)
         weights = learner.full_weights()
