@@ -13,10 +13,21 @@ SPECIALISTS = ("stem", "agentic", "helpfulness")
 
 
 class Sampling(Section):
-    """How rollouts are drawn; the nucleus is replayed in the learner (report §3.1.5)."""
+    """How rollouts are drawn (report §3.1.5)."""
 
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.97, gt=0, le=1)
+
+
+class Replay(Section):
+    """What the sampler decided and the learner repeats (report §3.1.5, §3.6)."""
+
+    nucleus: bool = Field(
+        True, description="what the sampler could not draw is masked in the learner as well"
+    )
+    routes: bool = Field(
+        True, description="tokens go through the experts that they went through in the sampler"
+    )
 
 
 class OuterClip(Section):
@@ -183,9 +194,7 @@ class ClimbRecipe(Section):
     ratio: Literal["token", "sequence"] = Field(
         "token", description="of each token, or the geometric mean over the sequence (GSPO)"
     )
-    replay: Literal["nucleus", "none"] = Field(
-        "nucleus", description="what the sampler could not draw is masked in the learner as well"
-    )
+    replay: Replay = Replay()
     correction: Correction = NoCorrection()
     rewards: RewardWeights = RewardWeights()
     groups: Groups = Groups()

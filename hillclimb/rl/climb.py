@@ -21,7 +21,7 @@ from hillclimb.rl.grading import Graders
 from hillclimb.rl.groups import Buffer, Group, make_group, passes, reward_parts
 from hillclimb.rl.metrics import Kept, Row, Update, share, step_columns
 from hillclimb.rl.objective import EntropyControl, Objective
-from hillclimb.rl.policy import PolicyLoss, micro_batches, with_old_logprobs
+from hillclimb.rl.policy import PolicyLoss, micro_batches, with_old_logprobs, with_routes
 from hillclimb.rl.rollouts import Rollout, Sampler
 from hillclimb.rl.stop import Stop, decide_stop, signalled
 from hillclimb.rollout.engine import SamplingParams
@@ -146,8 +146,9 @@ class Climb:
             return []
         sampling = self.config["sampling"]
         params = SamplingParams(
-            self.curriculum.max_tokens, sampling["temperature"], sampling["top_p"]
-        )
+            self.curriculum.max_tokens, sampling["temperature"], sampling["top_p"],
+            routes=self.config["replay"]["routes"],
+        )  # fmt: skip
         started = time.perf_counter()
         rollouts = self.sampler.run([p for p in problems for _ in range(size)], params, seed)
         sampled = time.perf_counter()
@@ -170,7 +171,8 @@ class Climb:
             keep = keep and not rollouts[0].problem.task.get("canary")
             status = "trained" if keep else "filtered"
             if keep:
-                self.buffer.add(make_group(rollouts, parts, self.config["std_eps"]))
+                group = make_group(rollouts, parts, self.config["std_eps"])
+                self.buffer.add(self._with_routes(group))
         found.groups["kept" if status == "trained" else status] += 1
         number = sum(found.groups.values()) - found.groups["stale"] - 1
         found.kept += [
@@ -211,8 +213,17 @@ class Climb:
         return replace(group, samples=tuple(samples))
 
     def _vocab(self) -> int | None:
-        replayed = self.config["replay"] == "nucleus"
+        replayed = self.config["replay"]["nucleus"]
         return self.sampler.tokenizer.vocab_size if replayed else None
+
+    def _with_routes(self, group: Group) -> Group:
+        """What an engine that tells no routes leaves out, while the weights are still its own."""
+        if not self.config["replay"]["routes"]:
+            return group
+        samples = with_routes(
+            self.learner.model, group.samples, self.config["micro_batch_tokens"], self.update
+        )
+        return replace(group, samples=tuple(samples))
 
     def _nothing_left(self, update: Update) -> Stop | None:
         """Stop after updates without a batch to learn from; their rollouts are kept.

@@ -12,6 +12,7 @@ from hillclimb.recipe.climb import (
     EntropyController,
     FixedClips,
     NoCorrection,
+    Replay,
     TruncatedSampling,
 )
 from hillclimb.recipe.errors import RecipeError
@@ -30,7 +31,8 @@ def test_the_report_s_choices_are_the_default() -> None:
     found = load_recipe("mai-thinking-1").specialists["stem"].climbs[0]
     assert found.clips == AdaptiveClips(epsilon=0.6, outer=50.0)
     assert found.entropy == EntropyController(target=0.3, delta=0.25, k_max=2.5)
-    assert (found.ratio, found.replay, found.correction) == ("token", "nucleus", NoCorrection())
+    assert (found.ratio, found.correction) == ("token", NoCorrection())
+    assert found.replay == Replay(nucleus=True, routes=True)
     assert found.draws_per_update is None
     assert found.stop.halt == ("mismatch", "entropy", "reward_hack")
 
@@ -41,7 +43,8 @@ def test_peers_choices_are_a_field_each() -> None:
     assert climb("clips.outer=null").clips == AdaptiveClips(outer=None)
     assert climb("entropy=null").entropy is None
     assert climb("ratio=sequence").ratio == "sequence"
-    assert climb("replay=none").replay == "none"
+    assert climb("replay.nucleus=false").replay == Replay(nucleus=False, routes=True)
+    assert climb("replay={routes: false}").replay == Replay(nucleus=True, routes=False)
     corrected = climb("correction={type: truncated, cap: 5}").correction
     assert corrected == TruncatedSampling(cap=5.0)
     assert climb("stop.halt=[gradient]").stop.halt == ("gradient",)
@@ -60,7 +63,9 @@ def test_peers_choices_are_a_field_each() -> None:
         (["correction={type: none, cap: 2}"], "correction.cap", "not a known field"),
         (["correction={type: truncated, cap: 0}"], "correction.cap", "above 0"),
         (["ratio=group"], "ratio", "'token' or 'sequence'"),
-        (["replay=experts"], "replay", "'nucleus' or 'none'"),
+        (["replay=none"], "replay", "give a section with any of nucleus, routes"),
+        (["replay.experts=true"], "replay.experts", "known are nucleus, routes"),
+        (["replay.routes=both"], "replay.routes", "true or false"),
         (["draws_per_update=0"], "draws_per_update", "above 0"),
         (["stop.halt=[gradients]"], "stop.halt.0", "give one of mismatch, entropy"),
         (["stop.max_entropy=0.5", "stop.min_entropy=0.6"], "stop",
