@@ -304,3 +304,4 @@ def test_every_choice_climbs(
     assert climb.stop.reason == "steps"
     assert climb.rows[0]["grad_norm"] == pytest.approx(first_norm, rel=1e-4)
     assert climb.rows[0]["mismatch"] < 1e-5
+    assert climb.rows[0]["routed_share"] == choices.get("replay", {}).get("routes", True)
