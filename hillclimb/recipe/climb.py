@@ -275,12 +275,30 @@ class Specialist(Section):
         return len(self.climbs)
 
 
+class OnPolicyDistillation(Section):
+    """The student draws; the advantage of a token is log p_teacher - log p_student."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    optimizer: RLOptimizer = RLOptimizer()
+    steps: int = Field(gt=0, description="each with rollouts of its own")
+    batch_prompts: int = Field(gt=0, description="one rollout each")
+    max_tokens: int = Field(gt=0, description="of a rollout")
+    balance_coefficient: float = Field(1e-5, ge=0)
+    micro_batch_tokens: int = Field(gt=0)
+    checkpoint_every: int = Field(10, gt=0)
+
+
 class Consolidation(Section):
-    """One model from three specialists' traces, balanced by samples (report §3.5)."""
+    """One model from three specialists, balanced by samples (report §3.5)."""
 
     shares: dict[Literal[SPECIALISTS], float]  # type: ignore[valid-type]
     traces: int = Field(gt=0)
     sft: SFTRecipe
+    on_policy: OnPolicyDistillation | None = Field(
+        None,
+        description="learn from what the specialists say of the model's own rollouts; "
+        "null: from their traces",
+    )
 
 
 class Evaluation(Section):

@@ -90,7 +90,7 @@ def _batch(rows: list[Sample], vocab: int | None) -> PolicyBatch:
         targets.append(body[columns])
         engine.append(torch.from_numpy(row.logprobs[row.drawn]))
         old.append(engine[-1] if row.old is None else torch.from_numpy(row.old))
-        weights.append(torch.full((len(columns),), row.advantage))
+        weights.append(torch.from_numpy(np.full(len(columns), row.advantage, np.float32)))
         if vocab is not None:
             kept.append(unpack_mask(row.nucleus[row.drawn], vocab))
     places = torch.cat(positions)

@@ -16,7 +16,9 @@ from hillclimb.recipe.climb import (
     TruncatedSampling,
 )
 from hillclimb.recipe.errors import RecipeError
+from hillclimb.recipe.graph import stage_specs
 from hillclimb.recipe.load import load_recipe
+from hillclimb.scaling.plan import plan_recipe
 
 SMALL = Path(__file__).with_name("small.yaml")
 CLIMB = "specialists.stem.climbs.0"
@@ -78,3 +80,27 @@ def test_a_number_without_a_use_is_refused(choices: list[str], field: str, words
     [problem] = caught.value.problems
     assert problem.field == f"{CLIMB}.{field}".rstrip(".")
     assert words in str(problem)
+
+
+ON_POLICY = "{steps: 30, batch_prompts: 8, max_tokens: 64, micro_batch_tokens: 512}"
+
+
+def test_a_consolidation_learns_from_traces_or_from_teachers() -> None:
+    plain = stage_specs(load_recipe(SMALL))["consolidated_model"]
+    assert plain.inputs["agentic"] == "agentic/round_1/traces"
+    assert set(plain.config) == {"shares", "traces", "sft"}
+    recipe = load_recipe(SMALL, [f"consolidation.on_policy={ON_POLICY}"])
+    told = stage_specs(recipe)["consolidated_model"]
+    assert told.inputs["agentic_teacher"] == "agentic/round_1/climb"
+    assert told.inputs["agentic_problems"] == "agentic_problems"
+    assert not [name for name in told.inputs.values() if name.endswith("traces")]
+    assert set(told.config) == {"shares", "on_policy"}
+    (work,) = [stage for stage in plan_recipe(recipe).stages if stage.name == "consolidated_model"]
+    assert work.tokens == 2 * 30 * 8 * 32, "drawn and learnt, half as long as they may be"
+
+
+def test_a_distillation_longer_than_the_base_is_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(SMALL, [f"consolidation.on_policy={ON_POLICY.replace('64', '6400000')}"])
+    [problem] = caught.value.problems
+    assert problem.field == "consolidation.on_policy.max_tokens"
