@@ -32,6 +32,11 @@ class Rollout:
         logprobs: the sampler's log-probabilities, 0 for observations, float32 (T,).
         nucleus: packed masks of what could be drawn, uint8 (T, ceil(V/8)).
         version: weights of the first turn.
+        versions: the weights that drew each token, int32 (T,); an observation has those of the
+            turn before it.
+        routes: the experts that each token went through when it was fed for drawing, uint16
+            (rows, MoE layers, top_k) for the first rows of prompt and tokens; empty where the
+            engine tells none.
         judged: whether a judge asked beside the verifier would let it pass; None for none.
     """
 
@@ -41,6 +46,8 @@ class Rollout:
     drawn: list[bool] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     nucleus: list[np.ndarray] = field(default_factory=list)
+    versions: list[np.ndarray] = field(default_factory=list)
+    routes: list[np.ndarray] = field(default_factory=list)
     finish: str = "stop"
     turns: int = 0
     version: int = 0
@@ -49,11 +56,19 @@ class Rollout:
     judged: bool | None = None
 
     def take(self, completion: Completion) -> None:
-        """Append a turn of the policy."""
+        """Append a turn of the policy.
+
+        A turn feeds the whole context once more; what earlier turns fed keeps their routes, since
+        it was with those that the tokens after it were drawn.
+        """
         self.version = completion.version if not self.turns else self.version
         self.turns += 1
         self.finish = completion.finish
-        self._append(completion.tokens, True, completion.logprobs, completion.nucleus)
+        if completion.routes is not None:
+            self.routes.append(completion.routes[sum(map(len, self.routes)) :])
+        self._append(
+            completion.tokens, True, completion.logprobs, completion.nucleus, completion.version
+        )
 
     def observe(self, tokens: list[int]) -> None:
         """Append an observation."""
@@ -61,15 +76,18 @@ class Rollout:
         self._append(
             tokens, False, np.zeros(len(tokens), np.float32),
             np.zeros((len(tokens) if len(self.nucleus[-1]) else 0, width), np.uint8),
+            int(self.versions[-1][-1]),
         )  # fmt: skip
 
     def _append(
-        self, tokens: list[int], drawn: bool, logprobs: np.ndarray, nucleus: np.ndarray
-    ) -> None:
+        self, tokens: list[int], drawn: bool, logprobs: np.ndarray, nucleus: np.ndarray,
+        version: int,
+    ) -> None:  # fmt: skip
         self.tokens += tokens
         self.drawn += [drawn] * len(tokens)
         self.logprobs.append(logprobs)
         self.nucleus.append(nucleus)
+        self.versions.append(np.full(len(tokens), version, np.int32))
 
     @property
     def drawn_tokens(self) -> int:
@@ -162,6 +180,8 @@ class Sampler:
 def _cut(done: Completion, room: int) -> Completion:
     if len(done.tokens) <= room:
         return done
-    return Completion(
-        done.tokens[:room], done.logprobs[:room], done.nucleus[:room], "length", done.version
-    )
+    routes = None if done.routes is None else done.routes[: room - len(done.tokens)]
+    return replace(
+        done, tokens=done.tokens[:room], logprobs=done.logprobs[:room],
+        nucleus=done.nucleus[:room], finish="length", routes=routes,
+    )  # fmt: skip

@@ -11,17 +11,22 @@ import numpy as np
 from torch import Tensor
 
 BATCH_ROWS = 512
+Finish = Literal["stop", "length", "interrupted"]
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens; `greedy` ignores temperature and nucleus."""
+    """How to draw tokens; `greedy` ignores temperature and nucleus.
+
+    With `routes`, engines that can tell which experts each token went through do so.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 0.97
     greedy: bool = False
     stop: tuple[int, ...] = ()
+    routes: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,20 @@ class Completion:
             (after temperature and nucleus), float32 (T,).
         nucleus: which tokens could be drawn at each position, packed bits, uint8 (T, ceil(V/8));
             empty for greedy answers.
-        finish: `stop` at a stop token, `length` at the limit.
+        finish: `stop` at a stop token, `length` at the limit, `interrupted` where the engine was
+            told to stop before either; `tokens` may then be empty.
         version: version of the weights.
+        routes: the experts that every token went through, of P prompt tokens and the first T - 1
+            drawn ones (the last is never fed), uint16 (P + T - 1, MoE layers, top_k), layers in
+            the order of `model.moe_layers()`; None where they were not asked for or not told.
     """
 
     tokens: list[int]
     logprobs: np.ndarray
     nucleus: np.ndarray
-    finish: Literal["stop", "length"]
+    finish: Finish
     version: int
+    routes: np.ndarray | None = None
 
 
 class RolloutEngine(Protocol):
