@@ -70,6 +70,12 @@ class RolloutEngine(Protocol):
     ) -> list[Completion]:
         """One completion for every prompt; equal prompts next to each other share their prefix."""
 
+    def interrupt(self) -> None:
+        """Have calls under way in other threads return soon, their answers as far as they are.
+
+        Calls that start later are not concerned.
+        """
+
     def close(self) -> None:
         """Release what the engine holds."""
 
@@ -105,3 +111,9 @@ def _seed(seed: int, batch: int) -> int:
     if not batch:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:7])
+
+
+def undrawn(version: int, vocabulary: int) -> Completion:
+    """What an interrupt leaves of a completion that was not begun."""
+    nucleus = np.zeros((0, (vocabulary + 7) // 8), np.uint8)
+    return Completion([], np.zeros(0, np.float32), nucleus, "interrupted", version)

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hillclimb.model.modeling import MaiForCausalLM
-from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches
+from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches, undrawn
 from hillclimb.rollout.replicas import Away, Replica
 from hillclimb.rollout.wire import Ask, Weights
 
 
 @dataclass
 class _Call:
-    """One `generate` in progress.
+    """One `generate` in progress; there may be several.
 
     Attributes:
         waiting: batches that nobody draws now.
@@ -39,7 +39,7 @@ class _Call:
 
 
 class RemoteEngine:
-    """Draws the batches of a call side by side, each on whichever server takes it.
+    """Draws the batches of calls side by side, each on whichever server takes it.
 
     A server that fails or falls silent is asked again after a growing pause, and its batch goes to
     another one. One that comes back without the weights is sent them. The completions are those
@@ -72,8 +72,9 @@ class RemoteEngine:
         self._replicas = [Replica(url, silence) for url in urls]
         self._patience, self._rows, self._log = patience, rows, log
         self._weights = Weights.of(model.state_dict(), 0)
+        self._vocabulary = model.config.vocab_size
         self._changed = threading.Condition()
-        self._call: _Call | None = None
+        self._calls: list[_Call] = []
         self._busy: set[Replica] = set()
         self._notes: deque[str] = deque()
         self._closed = False
@@ -102,18 +103,33 @@ class RemoteEngine:
         asks = [Ask.of(batch, params, self._weights) for batch in parts]
         call = _Call(asks, self._weights, deque(range(len(asks))), time.monotonic())
         with self._changed:
-            self._call = call
+            self._calls.append(call)
             self._changed.notify_all()
             try:
                 while not call.over:
                     self._changed.wait()
                     self._tell()
             finally:
-                self._call = None
+                self._calls.remove(call)
         self._tell()
         if call.error is not None:
             raise call.error
         return [done for index in range(len(asks)) for done in call.found[index]]
+
+    def interrupt(self) -> None:
+        """End the calls under way: what waits is not begun, what is drawn comes back as it is.
+
+        It does not wait for that.
+        """
+        with self._changed:
+            for call in self._calls:
+                while call.waiting:
+                    index = call.waiting.popleft()
+                    one = undrawn(call.weights.version, self._vocabulary)
+                    call.found[index] = [one] * len(call.asks[index].prompts)
+            for replica in self._busy:
+                threading.Thread(target=replica.interrupt, daemon=True).start()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Ask no server for anything more."""
@@ -149,8 +165,9 @@ class RemoteEngine:
         with self._changed:
             while not self._closed:
                 pause = replica.asleep_until - time.monotonic()
-                if pause <= 0 and self._call is not None and self._call.waiting:
-                    return self._call
+                call = next((call for call in self._calls if call.waiting), None)
+                if pause <= 0 and call is not None:
+                    return call
                 self._changed.wait(pause if pause > 0 else None)
             return None
 
@@ -163,7 +180,8 @@ class RemoteEngine:
 
     def _drawn(self, replica: Replica, call: _Call, index: int, done: list[Completion]) -> None:
         with self._changed:
-            call.found[index], call.since = done, time.monotonic()
+            call.found[index] = done
+            self._give_time()
         self._settle(replica, call)
 
     def _lost(self, replica: Replica, call: _Call, index: int | None) -> None:
@@ -173,7 +191,7 @@ class RemoteEngine:
             if index is not None:
                 call.waiting.appendleft(index)
             if replica.misses == 1:
-                call.since = now
+                self._give_time()
                 self._notes.append(f"the rollout server {replica.url} is away: {replica.why}")
             dead = all(r.misses and (r not in self._busy or r is replica) for r in self._replicas)
             if dead and now - call.since > self._patience:
@@ -182,6 +200,11 @@ class RemoteEngine:
                     f"no rollout server has drawn anything for {self._patience:.0f} s: {servers}"
                 )
         self._settle(replica, call)
+
+    def _give_time(self) -> None:
+        """A sign of life: patience begins anew, for all calls."""
+        for call in self._calls:
+            call.since = time.monotonic()
 
     def _settle(self, replica: Replica, call: _Call, error: Exception | None = None) -> None:
         """The server is free; whoever waits looks anew."""

@@ -22,6 +22,7 @@ from hillclimb.rl.climb import Climb
 from hillclimb.rl.grading import Graders
 from hillclimb.rl.metrics import Kept
 from hillclimb.rl.rollouts import Sampler
+from hillclimb.rl.turns import Turns
 from hillclimb.rollout.engine import Completion, SamplingParams
 from hillclimb.training import runtime
 from hillclimb.training.learner import Learner
@@ -49,6 +50,9 @@ class Parrot:
 
     def load_weights(self, weights: dict[str, Tensor], version: int) -> None:
         self.version = version
+
+    def interrupt(self) -> None:
+        """An answer is never under way for long."""
 
     def close(self) -> None:
         """Nothing is held."""
@@ -211,8 +215,10 @@ def test_draws_of_all_updates_have_seeds_of_their_own(
 ) -> None:
     climb, _ = climbed(learner, tokenizer, {"0": MIXED})
     seeds = []
-    for climb.update in range(50):
-        seeds += [climb._seed(draw) + second for draw in range(20) for second in (0, 1)]
+    turns = climb.source
+    assert isinstance(turns, Turns)
+    for turns.version in range(50):
+        seeds += [turns._seed(draw) + second for draw in range(20) for second in (0, 1)]
     assert len(set(seeds)) == len(seeds)
     assert max(seeds) * 64 < 2**62
 
