@@ -16,7 +16,7 @@ from hillclimb.environments.tasks import Problem
 from hillclimb.environments.templates import STOP_TOKENS, Template, render
 from hillclimb.model.tokenizer import TextTokenizer
 from hillclimb.rewards.graded import Graded
-from hillclimb.rollout.engine import Completion, RolloutEngine, SamplingParams
+from hillclimb.rollout.engine import Completion, RolloutEngine, SamplingParams, cut
 
 LIVE_SANDBOXES = 64
 ENVIRONMENT_THREADS = 4
@@ -168,7 +168,7 @@ class Sampler:
             contexts = [r.prompt + r.tokens for r in waiting]
             completions = self.engine.generate(contexts, bounded, _part_seed(seed, part))
             for rollout, done, room in zip(waiting, completions, rooms, strict=True):
-                rollout.take(_cut(done, room), goes_on=part > 0)
+                rollout.take(cut(done, room), goes_on=part > 0)
             waiting = [r for r in waiting if r.finish == "interrupted"]
             part += 1
 
@@ -188,18 +188,6 @@ class Sampler:
     @staticmethod
     def _last_turn(rollout: Rollout) -> list[int]:
         return rollout.tokens[rollout.turn_start :]
-
-
-def _cut(done: Completion, room: int) -> Completion:
-    if len(done.tokens) < room or (len(done.tokens) == room and done.finish != "interrupted"):
-        return done
-    routes, more = done.routes, len(done.tokens) - room
-    if routes is not None and more:
-        routes = routes[:-more]
-    return replace(
-        done, tokens=done.tokens[:room], logprobs=done.logprobs[:room],
-        nucleus=done.nucleus[:room], finish="length", routes=routes,
-    )  # fmt: skip
 
 
 def _part_seed(seed: int, part: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -111,6 +111,19 @@ def _seed(seed: int, batch: int) -> int:
     if not batch:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:7])
+
+
+def cut(done: Completion, room: int) -> Completion:
+    """At most `room` tokens of a completion; it ends at the limit where it reaches it."""
+    if len(done.tokens) < room or (len(done.tokens) == room and done.finish != "interrupted"):
+        return done
+    routes, more = done.routes, len(done.tokens) - room
+    if routes is not None and more:
+        routes = routes[:-more]
+    return replace(
+        done, tokens=done.tokens[:room], logprobs=done.logprobs[:room],
+        nucleus=done.nucleus[:room], finish="length", routes=routes,
+    )  # fmt: skip
 
 
 def undrawn(version: int, vocabulary: int) -> Completion:

@@ -6,40 +6,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from hillclimb.model.modeling import MaiForCausalLM
-from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches, undrawn
+from hillclimb.rollout.calls import Batch, Call, hand_out, joined, take_together
+from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches
 from hillclimb.rollout.replicas import Away, Replica
 from hillclimb.rollout.wire import Ask, Weights
 
 
-@dataclass
-class _Call:
-    """One `generate` in progress; there may be several.
-
-    Attributes:
-        waiting: batches that nobody draws now.
-        since: when last a batch was drawn, or a living server failed.
-    """
-
-    asks: list[Ask]
-    weights: Weights
-    waiting: deque[int]
-    since: float
-    found: dict[int, list[Completion]] = field(default_factory=dict)
-    error: Exception | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether all is drawn, or will never be."""
-        return self.error is not None or len(self.found) == len(self.asks)
-
-
 class RemoteEngine:
     """Draws the batches of calls side by side, each on whichever server takes it.
+
+    Several threads may call at once: a server that gets free draws what waits of all of them
+    together.
 
     A server that fails or falls silent is asked again after a growing pause, and its batch goes to
     another one. One that comes back without the weights is sent them. The completions are those
@@ -74,7 +55,8 @@ class RemoteEngine:
         self._weights = Weights.of(model.state_dict(), 0)
         self._vocabulary = model.config.vocab_size
         self._changed = threading.Condition()
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
+        self._since = 0.0
         self._busy: set[Replica] = set()
         self._notes: deque[str] = deque()
         self._closed = False
@@ -101,8 +83,10 @@ class RemoteEngine:
         """
         parts = batches(prompts, seed, self._rows)
         asks = [Ask.of(batch, params, self._weights) for batch in parts]
-        call = _Call(asks, self._weights, deque(range(len(asks))), time.monotonic())
+        call = Call(asks, self._weights)
         with self._changed:
+            if not self._calls:
+                self._since = time.monotonic()
             self._calls.append(call)
             self._changed.notify_all()
             try:
@@ -123,10 +107,7 @@ class RemoteEngine:
         """
         with self._changed:
             for call in self._calls:
-                while call.waiting:
-                    index = call.waiting.popleft()
-                    one = undrawn(call.weights.version, self._vocabulary)
-                    call.found[index] = [one] * len(call.asks[index].prompts)
+                call.interrupt(self._vocabulary)
             for replica in self._busy:
                 threading.Thread(target=replica.interrupt, daemon=True).start()
             self._changed.notify_all()
@@ -143,72 +124,69 @@ class RemoteEngine:
 
     def _work(self, replica: Replica) -> None:
         """Draw batches on one server until the engine is closed."""
-        while (call := self._wait(replica)) is not None:
-            index, was_away = None, replica.misses > 0
+        while self._wait(replica):
+            taken, was_away = [], replica.misses > 0
             try:
                 if was_away:
                     replica.wake()
-                if (index := self._take(replica, call)) is None:
+                if not (taken := self._take(replica)):
                     continue
-                done = replica.draw(call.asks[index], call.weights)
+                done = replica.draw(joined(taken), taken[0][0].weights)
             except Away:
-                self._lost(replica, call, index)
+                self._lost(replica, taken)
             except Exception as error:
-                self._settle(replica, call, error)
+                self._settle(replica, taken, error)
             else:
                 if was_away:
                     self._notes.append(f"the rollout server {replica.url} is back")
-                self._drawn(replica, call, index, done)
+                self._drawn(replica, taken, done)
 
-    def _wait(self, replica: Replica) -> _Call | None:
-        """The call, once it has a batch to draw and the server may be asked; None at the end."""
+    def _wait(self, replica: Replica) -> bool:
+        """Until there is a batch to draw and the server may be asked; False at the end."""
         with self._changed:
             while not self._closed:
                 pause = replica.asleep_until - time.monotonic()
-                call = next((call for call in self._calls if call.waiting), None)
-                if pause <= 0 and call is not None:
-                    return call
+                if pause <= 0 and any(call.waiting for call in self._calls):
+                    return True
                 self._changed.wait(pause if pause > 0 else None)
-            return None
+            return False
 
-    def _take(self, replica: Replica, call: _Call) -> int | None:
+    def _take(self, replica: Replica) -> list[Batch]:
         with self._changed:
-            if not call.waiting or call.over:
-                return None
-            self._busy.add(replica)
-            return call.waiting.popleft()
+            taken = take_together(self._calls, self._rows)
+            if taken:
+                self._busy.add(replica)
+            return taken
 
-    def _drawn(self, replica: Replica, call: _Call, index: int, done: list[Completion]) -> None:
+    def _drawn(self, replica: Replica, taken: list[Batch], done: list[Completion]) -> None:
         with self._changed:
-            call.found[index] = done
-            self._give_time()
-        self._settle(replica, call)
+            hand_out(taken, done)
+            self._since = time.monotonic()
+        self._settle(replica, taken)
 
-    def _lost(self, replica: Replica, call: _Call, index: int | None) -> None:
-        """Put the batch back, and give the call up where nobody has worked for long."""
+    def _lost(self, replica: Replica, taken: list[Batch]) -> None:
+        """Put the batches back, and give all calls up where nobody has worked for long."""
         now = time.monotonic()
         with self._changed:
-            if index is not None:
+            for call, index in reversed(taken):
                 call.waiting.appendleft(index)
             if replica.misses == 1:
-                self._give_time()
+                self._since = now
                 self._notes.append(f"the rollout server {replica.url} is away: {replica.why}")
             dead = all(r.misses and (r not in self._busy or r is replica) for r in self._replicas)
-            if dead and now - call.since > self._patience:
+            if dead and now - self._since > self._patience:
                 servers = "; ".join(f"{r.url} ({r.why})" for r in self._replicas)
-                call.error = RuntimeError(
-                    f"no rollout server has drawn anything for {self._patience:.0f} s: {servers}"
-                )
-        self._settle(replica, call)
+                for call in self._calls:
+                    call.error = RuntimeError(
+                        f"no rollout server has drawn anything for {self._patience:.0f} s: "
+                        f"{servers}"
+                    )
+        self._settle(replica, taken)
 
-    def _give_time(self) -> None:
-        """A sign of life: patience begins anew, for all calls."""
-        for call in self._calls:
-            call.since = time.monotonic()
-
-    def _settle(self, replica: Replica, call: _Call, error: Exception | None = None) -> None:
+    def _settle(self, replica: Replica, taken: list[Batch], error: Exception | None = None) -> None:
         """The server is free; whoever waits looks anew."""
         with self._changed:
             self._busy.discard(replica)
-            call.error = call.error or error
+            for call, _ in taken:
+                call.error = call.error or error
             self._changed.notify_all()
