@@ -121,6 +121,8 @@ class Ahead:
         """Until there is a batch, or no hope of one."""
         while True:
             self._take_over()
+            self.found.groups["stale"] += self.buffer.drop_stale(self.version)
+            self._changed.notify_all()
             if self._error is not None:
                 raise self._error
             if len(self.buffer.groups) >= self.size or self._in_vain():
@@ -128,7 +130,7 @@ class Ahead:
             self._changed.wait()
 
     def _take_over(self) -> None:
-        """What the workers have finished: groups into the buffer, out of which the stale go."""
+        """What the workers have finished: tallies into the update, groups into the buffer."""
         while self._done:
             number, found, groups = self._done.popleft()
             del self.in_flight[number]
@@ -136,8 +138,6 @@ class Ahead:
             self._fruitless.absorb(Update(tried=found.tried, prompts=found.prompts))
             for group in groups:
                 self.buffer.add(group)
-        self.found.groups["stale"] += self.buffer.drop_stale(self.version)
-        self._changed.notify_all()
 
     def _in_vain(self) -> bool:
         """Whether so many prompts gave no batch that the learner should not wait for more."""

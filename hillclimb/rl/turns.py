@@ -34,7 +34,7 @@ class Source(Protocol):
         """The share of the time since the last call in which nothing was drawn, by design."""
 
     def state(self) -> dict[str, Any]:
-        """JSON that decides which prompts follow."""
+        """JSON: how many prompts were `taken` of each specialist, and which are `in_flight`."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
@@ -90,7 +90,7 @@ class Turns:
 
     def state(self) -> dict[str, Any]:
         """How many prompts were taken: between updates none is in flight."""
-        return {"taken": dict(self.queue.taken)}
+        return {"taken": dict(self.queue.taken), "in_flight": []}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""

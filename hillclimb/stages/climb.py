@@ -123,7 +123,7 @@ def _restore(context: Context, climb: Climb, checkpoints: Checkpointer) -> None:
 
 def _finish(context: Context, climb: Climb, spans: Spans) -> None:
     assert climb.stop is not None
-    rows = climb.rows
+    rows, prompts = climb.rows, climb.source.state()
     context.out.write_text("metrics.jsonl", jsonl(rows))
     context.out.write_json("stop.json", asdict(climb.stop))
     first, last = rows[: max(1, len(rows) // 10)], rows[-max(1, len(rows) // 10) :]
@@ -137,6 +137,9 @@ def _finish(context: Context, climb: Climb, spans: Spans) -> None:
             "mismatch": max((row["mismatch"] for row in rows), default=0.0),
             "sampled_tokens": sum(row["sampled_tokens"] for row in rows),
             "learned_tokens": sum(row["learned_tokens"] for row in rows),
+            "prompts": sum(prompts["taken"].values()),
+            "prompts_let_go": len(prompts["in_flight"]),
+            "groups_left": len(climb.buffer.groups),
             "ungraded": _mean(rows, "ungraded"),
             **write_goodput(context, spans, even_steps=False),
         },
