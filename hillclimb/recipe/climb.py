@@ -109,6 +109,21 @@ class Staleness(Section):
 
     steps_per_update: int = Field(5, gt=0, description="gradient steps per weight update")
     max_updates: int = Field(8, ge=0, description="older rollouts are dropped")
+    ahead: int = Field(
+        0,
+        ge=0,
+        description="weight updates that generation may run ahead of the learner; "
+        "0: they take turns",
+    )
+
+    @model_validator(mode="after")
+    def _fresh_enough(self) -> Staleness:
+        if self.ahead > self.max_updates:
+            raise ValueError(
+                f"ahead={self.ahead} must not exceed max_updates={self.max_updates}: what is drawn "
+                "further ahead is dropped"
+            )
+        return self
 
 
 class LengthStage(Section):

@@ -58,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Group:
-    """The kept rollouts of one prompt, and the version of the weights that drew them."""
+    """The kept rollouts of one prompt; `version` is of the weights that drew the oldest token."""
 
     samples: tuple[Sample, ...]
     version: int
@@ -95,7 +95,8 @@ def make_group(rollouts: list[Rollout], parts: list[RewardParts | None], std_eps
         for (rollout, _), advantage in zip(graded, values, strict=True)
     )
     rate = sum(p.task > 0 for _, p in graded) / len(graded)
-    return Group(samples, graded[0][0].version, rate)
+    oldest = min(int(sample.versions[sample.drawn].min()) for sample in samples)
+    return Group(samples, oldest, rate)
 
 
 def sample_of(rollout: Rollout, advantage: float) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -70,6 +70,12 @@ class RolloutEngine(Protocol):
     ) -> list[Completion]:
         """One completion for every prompt; equal prompts next to each other share their prefix."""
 
+    def interrupt(self) -> None:
+        """Have calls under way in other threads return soon, their answers as far as they are.
+
+        Calls that start later are not concerned.
+        """
+
     def close(self) -> None:
         """Release what the engine holds."""
 
@@ -105,3 +111,22 @@ def _seed(seed: int, batch: int) -> int:
     if not batch:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:7])
+
+
+def cut(done: Completion, room: int) -> Completion:
+    """At most `room` tokens of a completion; it ends at the limit where it reaches it."""
+    if len(done.tokens) < room or (len(done.tokens) == room and done.finish != "interrupted"):
+        return done
+    routes, more = done.routes, len(done.tokens) - room
+    if routes is not None and more:
+        routes = routes[:-more]
+    return replace(
+        done, tokens=done.tokens[:room], logprobs=done.logprobs[:room],
+        nucleus=done.nucleus[:room], finish="length", routes=routes,
+    )  # fmt: skip
+
+
+def undrawn(version: int, vocabulary: int) -> Completion:
+    """What an interrupt leaves of a completion that was not begun."""
+    nucleus = np.zeros((0, (vocabulary + 7) // 8), np.uint8)
+    return Completion([], np.zeros(0, np.float32), nucleus, "interrupted", version)

@@ -57,8 +57,8 @@ class RouteLog:
     def put(
         self, completions: Sequence[Completion], prompts: Sequence[list[int]]
     ) -> list[Completion]:
-        """The batch's completions with their routes."""
-        if not self._on:
+        """The batch's completions with their routes; none where there was no pass."""
+        if not self._prompts:
             return list(completions)
         width = self._prompts[0].shape[1:]
         steps = np.zeros((len(prompts), len(self._steps), *width), np.uint16)

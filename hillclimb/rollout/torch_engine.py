@@ -32,7 +32,7 @@ class TorchEngine:
         self.model.to(device=model.embed.weight.device, dtype=dtype)  # type: ignore[call-arg]
         self.model.eval().requires_grad_(False)
         self.batch_size = batch_size
-        self._version = 0
+        self._version = self._interrupts = 0
 
     @property
     def version(self) -> int:
@@ -43,6 +43,10 @@ class TorchEngine:
         """Copy new weights in."""
         self.model.load_state_dict(weights)
         self._version = version
+
+    def interrupt(self) -> None:
+        """End the call under way in another thread before its next token."""
+        self._interrupts += 1
 
     def close(self) -> None:
         """Nothing is held."""
@@ -57,17 +61,25 @@ class TorchEngine:
             ValueError: for an empty prompt, naming its position.
         """
         done: list[Completion] = []
+        interrupts = self._interrupts
         for batch in batches(prompts, seed, self.batch_size):
             generator = torch.Generator().manual_seed(batch.seed)
             with RouteLog(self.model, params.routes) as routes:
-                found = self._batch(batch.prompts, params, generator, routes)
+                found = self._batch(batch.prompts, params, generator, routes, interrupts)
                 done += routes.put(found, batch.prompts)
         return done
 
     def _batch(
-        self, prompts: Sequence[list[int]], params: SamplingParams, generator: torch.Generator,
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        generator: torch.Generator,
         routes: RouteLog,
-    ) -> list[Completion]:  # fmt: skip
+        interrupts: int,
+    ) -> list[Completion]:
+        """Draw until all rows end, or for no longer than `interrupts` stays as it is."""
+        if interrupts != self._interrupts:
+            return self._collect([], len(prompts), params)
         cache, logits, starts = self._prefill(prompts, params.max_tokens, routes)
         rows = torch.arange(len(prompts))
         stops = torch.tensor(params.stop, dtype=torch.long)
@@ -78,6 +90,8 @@ class TorchEngine:
             steps.append((rows, tokens, logprobs, packed))
             alive = ~torch.isin(tokens, stops)
             if step + 1 == params.max_tokens or not bool(alive.any()):
+                break
+            if interrupts != self._interrupts:
                 break
             if int(alive.sum()) <= 0.75 * len(alive):
                 keep = alive.nonzero()[:, 0]
@@ -137,13 +151,14 @@ class TorchEngine:
             if not params.greedy:
                 nucleus[index, step] = packed
         ends = np.isin(tokens, params.stop)
-        sizes = np.where(ends.any(1), ends.argmax(1) + 1, (tokens >= 0).sum(1))
+        after = ends.argmax(1) + 1 if length else 0
+        sizes = np.where(ends.any(1), after, (tokens >= 0).sum(1))
         return [
             Completion(
                 tokens[i, :n].tolist(),
                 logprobs[i, :n].copy(),
                 nucleus[i, :n].copy(),
-                "stop" if ends[i].any() else "length",
+                "stop" if ends[i].any() else "length" if n == params.max_tokens else "interrupted",
                 self._version,
             )
             for i, n in enumerate(sizes)

@@ -9,7 +9,7 @@ from hillclimb.distillation.on_policy import OnPolicyDistiller, Teacher
 from hillclimb.environments.sandbox import provider_for
 from hillclimb.recipe.climb import SPECIALISTS
 from hillclimb.rl.rollouts import Sampler
-from hillclimb.rollout.torch_engine import TorchEngine
+from hillclimb.rollout.opening import open_engine
 from hillclimb.stages.account import write_goodput
 from hillclimb.stages.context import Context, one_rank
 from hillclimb.stages.distil import fine_tune
@@ -58,7 +58,8 @@ def _on_policy(context: Context) -> None:
         teachers[name] = Teacher(teacher.to(runtime.device()), prompted)  # type: ignore[arg-type]
         problems[name] = read_problems(context, f"{name}_problems", "train")
     learner = Learner(model, config["optimizer"], 2, config["balance_coefficient"])
-    with closing(TorchEngine(model)) as engine:
+    start, threads = context.input("checkpoint"), context.request.threads
+    with closing(open_engine(start, model, False, threads, context.reporter.log)) as engine:
         sampler = Sampler(engine, tokenizer, template, sandboxes)
         distiller = OnPolicyDistiller(
             learner, sampler, teachers, problems, shares, config, context.seed

@@ -23,8 +23,8 @@ from hillclimb.rl.policy import (
     with_old_logprobs,
     with_routes,
 )
-from hillclimb.rl.rollouts import Rollout, _cut
-from hillclimb.rollout.engine import Completion, SamplingParams
+from hillclimb.rl.rollouts import Rollout
+from hillclimb.rollout.engine import Completion, SamplingParams, cut
 from hillclimb.rollout.torch_engine import TorchEngine
 
 VOCAB, TOP_P, TEMPERATURE = 64, 0.8, 0.9
@@ -171,10 +171,10 @@ def test_an_answer_that_was_interrupted_goes_on_with_other_weights() -> None:
 
 
 def test_a_cut_answer_keeps_the_routes_of_what_is_left() -> None:
-    cut = _cut(completion(5, range(0, 7), 0), 2)
-    assert (len(cut.tokens), cut.finish) == (2, "length")
-    assert cut.routes is not None
-    assert cut.routes[:, 0, 0].tolist() == [0, 1, 2, 3]
+    short = cut(completion(5, range(0, 7), 0), 2)
+    assert (len(short.tokens), short.finish) == (2, "length")
+    assert short.routes is not None
+    assert short.routes[:, 0, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_a_waiting_group_keeps_routes_and_versions(model: MaiForCausalLM) -> None:
