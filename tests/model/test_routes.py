@@ -45,7 +45,7 @@ def other_routes(layers: int = 3) -> Tensor:
 
 def routed(model: MaiForCausalLM, routes: Tensor | None) -> tuple[Tensor, np.ndarray]:
     with recorded(model) as last:
-        hidden = model.hidden(tokens(), routes=routes)
+        hidden = model.hidden(tokens().to(model.embed.weight.device), routes=routes)
         return hidden, last().reshape(2, TOKENS, -1, K)
 
 
@@ -185,6 +185,22 @@ def test_the_fast_router_learns_from_forced_experts() -> None:
     right = torch.autograd.grad((expected * slope).sum(), leaves)
     for a, b in zip((found, *left), (expected, *right), strict=True):
         assert float((a - b).norm() / b.norm()) < 0.03
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.gpu("the fast path compiles for CUDA only")
+def test_the_compiled_path_takes_routes_and_learns_from_them() -> None:
+    model = network(head_dim=64).cuda().train()
+    free, routes = routed(model, None)
+    again, same = routed(model, for_model(routes).cuda())
+    assert np.array_equal(routes, same)
+    assert float((again - free).norm() / free.norm()) < 0.01
+    forced, found = routed(model, other_routes().cuda())
+    assert np.array_equal(found, other_routes().numpy())
+    forced.square().sum().backward()
+    router = model.moe_layers()[0].router.weight.grad
+    assert router is not None
+    assert float(router.abs().max()) > 0
 
 
 @pytest.mark.slow("starts two ranks")

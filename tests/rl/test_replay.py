@@ -109,6 +109,18 @@ def test_an_engine_in_bf16_is_nearer_with_its_routes(model: MaiForCausalLM) -> N
     assert float(both.abs().mean()) < 0.3 * float(nucleus.abs().mean())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.gpu("the learner's fast path is in BF16 on CUDA only")
+def test_on_a_gpu_the_fast_path_replays_the_engine(plain: MaiForCausalLM) -> None:
+    config = MaiConfig(**{**plain.config.to_diff_dict(), "head_dim": 64})
+    model = MaiForCausalLM(config).initialise(0).eval().cuda()
+    samples = drawn(TorchEngine(model))
+    with torch.no_grad():
+        batches = micro_batches(samples, 64, VOCAB)
+        found = [drawn_logprobs(model, b, TEMPERATURE).cpu() - b.drawn.engine for b in batches]
+    assert float(torch.cat(found).abs().mean()) < 0.1
+
+
 def test_at_equal_weights_the_ratios_of_a_step_are_one(model: MaiForCausalLM) -> None:
     """So are those against the learner's own old policy; without routes they are not."""
     samples = drawn(torn(model))

@@ -51,6 +51,22 @@ def test_asking_for_routes_changes_no_draw() -> None:
     assert held(asked) == held(without)
 
 
+def test_an_interrupted_answer_has_the_routes_of_what_was_fed() -> None:
+    network = tiny_network()
+    whole = TorchEngine(network).generate(PROMPTS, replace(PARAMS, stop=()), 5)
+    engine, passes = TorchEngine(network), iter(range(100))
+    engine.model.norm.register_forward_hook(
+        lambda *_: engine.interrupt() if next(passes) == 4 else None
+    )
+    for prompt, short, done in zip(
+        PROMPTS, engine.generate(PROMPTS, replace(PARAMS, stop=()), 5), whole, strict=True
+    ):
+        assert (short.finish, short.tokens) == ("interrupted", done.tokens[:5])
+        assert short.routes is not None
+        assert done.routes is not None
+        assert np.array_equal(short.routes, done.routes[: len(prompt) + 4])
+
+
 @pytest.mark.parametrize("greedy", [False, True])
 def test_servers_tell_the_same_routes(greedy: bool) -> None:
     network, params = tiny_network(), replace(PARAMS, greedy=greedy)
