@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from typing import Any
 
 
@@ -70,6 +71,14 @@ class PromptQueue:
     def take(self, count: int) -> list[tuple[str, int]]:
         """The next `count` (specialist, problem index) pairs; decided by seed and `taken` alone."""
         return [self._next() for _ in range(count)]
+
+    def gone_through(self, tried: Collection[tuple[str, int]], prompts: int) -> bool:
+        """Whether every problem was tried, in so many prompts.
+
+        Shares may keep the rest of a large specialist waiting: two passes' worth is enough.
+        """
+        problems = sum(self.sizes[name] for name in self.names)
+        return len(tried) >= problems or prompts >= 2 * problems
 
     def _next(self) -> tuple[str, int]:
         turn, total = sum(self.taken.values()) + 1, sum(self.shares[n] for n in self.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -37,6 +38,7 @@ class Graders:
         self._programs = programs
         self._runner: ProgramRunner | None = None
         self._ran: dict[tuple[str, str], Graded] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +54,11 @@ class Graders:
             self._runner.stop()
 
     def grade(self, rollouts: Sequence[Rollout]) -> None:
-        """Set `graded` of every rollout."""
+        """Set `graded` of every rollout; callers in several threads wait for each other."""
+        with self._lock:
+            self._grade(rollouts)
+
+    def _grade(self, rollouts: Sequence[Rollout]) -> None:
         math = [r for r in rollouts if r.problem.task["grader"] == "math"]
         verdicts = self.math.grade_many([(_response(r), r.problem.task["answer"]) for r in math])
         for rollout, verdict in zip(math, verdicts, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,13 @@ from hillclimb.rewards.length import length_penalty
 from hillclimb.rl.objective import advantages
 from hillclimb.rl.rollouts import Rollout
 
+_ARRAYS = ("prompt", "tokens", "logprobs", "nucleus", "versions", "routes")
+
+
+def no_routes() -> np.ndarray:
+    """Routes of no token."""
+    return np.zeros((0, 0, 0), np.uint16)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -25,6 +32,10 @@ class Sample:
         drawn: which of `tokens` the policy drew, bool (T,).
         logprobs: the sampler's, float32 (T,).
         nucleus: packed masks, uint8 (T, ceil(V/8)).
+        versions: the weights that drew each token, int32 (T,); empty where nobody asks.
+        routes: the experts of the first rows of prompt and tokens, uint16
+            (rows, MoE layers, top_k); the other rows are routed freely.
+        advantage: of the rollout, or of each drawn token.
         old: the learner's own log-probabilities of the drawn tokens before the first step of
             this update, float32; None where the sampler's stand for them.
     """
@@ -34,7 +45,9 @@ class Sample:
     drawn: np.ndarray
     logprobs: np.ndarray
     nucleus: np.ndarray
-    advantage: float
+    advantage: float | np.ndarray
+    versions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    routes: np.ndarray = field(default_factory=no_routes)
     old: np.ndarray | None = None
 
     @property
@@ -45,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Group:
-    """The kept rollouts of one prompt, and the version of the weights that drew them."""
+    """The kept rollouts of one prompt; `version` is of the weights that drew the oldest token."""
 
     samples: tuple[Sample, ...]
     version: int
@@ -82,7 +95,8 @@ def make_group(rollouts: list[Rollout], parts: list[RewardParts | None], std_eps
         for (rollout, _), advantage in zip(graded, values, strict=True)
     )
     rate = sum(p.task > 0 for _, p in graded) / len(graded)
-    return Group(samples, graded[0][0].version, rate)
+    oldest = min(int(sample.versions[sample.drawn].min()) for sample in samples)
+    return Group(samples, oldest, rate)
 
 
 def sample_of(rollout: Rollout, advantage: float) -> Sample:
@@ -94,6 +108,8 @@ def sample_of(rollout: Rollout, advantage: float) -> Sample:
         np.concatenate(rollout.logprobs).astype(np.float32),
         np.concatenate(rollout.nucleus),
         advantage,
+        np.concatenate(rollout.versions),
+        np.concatenate(rollout.routes) if rollout.routes else no_routes(),
     )
 
 
@@ -132,7 +148,7 @@ class Buffer:
                 }
             )
             for s, sample in enumerate(group.samples):
-                for name in ("prompt", "tokens", "logprobs", "nucleus"):
+                for name in _ARRAYS:
                     arrays[f"{g}.{s}.{name}"] = np.ascontiguousarray(getattr(sample, name))
                 arrays[f"{g}.{s}.drawn"] = sample.drawn.astype(np.uint8)
         return arrays, meta
@@ -146,12 +162,9 @@ class Buffer:
         for g, entry in enumerate(meta):
             samples = tuple(
                 Sample(
-                    arrays[f"{g}.{s}.prompt"],
-                    arrays[f"{g}.{s}.tokens"],
-                    arrays[f"{g}.{s}.drawn"].astype(bool),
-                    arrays[f"{g}.{s}.logprobs"],
-                    arrays[f"{g}.{s}.nucleus"],
-                    advantage,
+                    drawn=arrays[f"{g}.{s}.drawn"].astype(bool),
+                    advantage=advantage,
+                    **{name: arrays[f"{g}.{s}.{name}"] for name in _ARRAYS},
                 )
                 for s, advantage in enumerate(entry["advantages"])
             )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from hillclimb.rewards.combine import RewardParts
 from hillclimb.rl.alarms import norm_ratio
@@ -33,6 +35,7 @@ class Update:
     Attributes:
         early_passes: of the early exit's samples.
         tried: the problems drawn so far, by specialist and index, in `prompts` prompts.
+        told: costs that rows have by now.
     """
 
     kept: list[Kept] = field(default_factory=list)
@@ -45,6 +48,35 @@ class Update:
     sampled_tokens: int = 0
     seconds_sampling: float = 0.0
     seconds_grading: float = 0.0
+    told: Row = field(default_factory=dict)
+
+    @property
+    def sorted_groups(self) -> int:
+        """How many groups' fate is known."""
+        return sum(self.groups.values()) - self.groups["stale"]
+
+    def absorb(self, other: Update) -> None:
+        """Take in what another one brought; its groups are numbered on."""
+        first = self.sorted_groups
+        self.kept += [replace(kept, group=first + kept.group) for kept in other.kept]
+        for fate, count in other.groups.items():
+            self.groups[fate] += count
+        self.early_passes += other.early_passes
+        self.tried |= other.tried
+        self.prompts += other.prompts
+        self.sampled_tokens += other.sampled_tokens
+        self.seconds_sampling += other.seconds_sampling
+        self.seconds_grading += other.seconds_grading
+
+    def untold(self) -> Row:
+        """What sampling has cost since this was last asked."""
+        cost = {
+            "sampled_tokens": float(self.sampled_tokens),
+            "seconds_sampling": self.seconds_sampling,
+            "seconds_grading": self.seconds_grading,
+        }
+        told, self.told = self.told, cost
+        return {name: value - told.get(name, 0.0) for name, value in cost.items()}
 
     @property
     def pass_rate(self) -> float:
@@ -83,6 +115,7 @@ def step_columns(sums: Row, tokens: int, groups: list[Group], before: list[Row])
         sums: what the learner gave; tokens: drawn ones in the batch.
         before: the rows of all earlier steps.
     """
+    samples = [sample for group in groups for sample in group.samples]
     return {
         "entropy": sums["entropy"] / tokens,
         "trust_clip_share": sums["trust_clipped"] / tokens,
@@ -92,7 +125,19 @@ def step_columns(sums: Row, tokens: int, groups: list[Group], before: list[Row])
         "grad_norm_ratio": norm_ratio([row["grad_norm"] for row in before], sums["grad_norm"]),
         "balance_loss": sums["balance_loss"],
         "groups_learned": len(groups),
-        "learned_tokens": sum(s.length for g in groups for s in g.samples),
+        "learned_tokens": sum(s.length for s in samples),
+        "routed_share": sum(len(s.routes) for s in samples) / sum(s.length - 1 for s in samples),
+    }
+
+
+def age_columns(groups: list[Group], version: int) -> Row:
+    """How old the tokens of a step are, in weight updates; `age` is the oldest one's."""
+    samples = [sample for group in groups for sample in group.samples]
+    drawn = np.concatenate([sample.versions[sample.drawn] for sample in samples])
+    return {
+        "age": version - min(group.version for group in groups),
+        "age_mean": version - float(drawn.mean()),
+        "mixed_versions": share([bool(np.ptp(s.versions[s.drawn])) for s in samples]),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from hillclimb.environments.tasks import Problem
 from hillclimb.environments.templates import STOP_TOKENS, Template, render
 from hillclimb.model.tokenizer import TextTokenizer
 from hillclimb.rewards.graded import Graded
-from hillclimb.rollout.engine import Completion, RolloutEngine, SamplingParams
+from hillclimb.rollout.engine import Completion, RolloutEngine, SamplingParams, cut
 
 LIVE_SANDBOXES = 64
 ENVIRONMENT_THREADS = 4
@@ -32,6 +33,12 @@ class Rollout:
         logprobs: the sampler's log-probabilities, 0 for observations, float32 (T,).
         nucleus: packed masks of what could be drawn, uint8 (T, ceil(V/8)).
         version: weights of the first turn.
+        versions: the weights that drew each token, int32 (T,); an observation has those of the
+            turn before it.
+        turn_start: where in `tokens` the last turn begins.
+        routes: the experts that each token went through when it was fed for drawing, uint16
+            (rows, MoE layers, top_k) for the first rows of prompt and tokens; empty where the
+            engine tells none.
         judged: whether a judge asked beside the verifier would let it pass; None for none.
     """
 
@@ -41,19 +48,32 @@ class Rollout:
     drawn: list[bool] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     nucleus: list[np.ndarray] = field(default_factory=list)
+    versions: list[np.ndarray] = field(default_factory=list)
+    routes: list[np.ndarray] = field(default_factory=list)
     finish: str = "stop"
     turns: int = 0
+    turn_start: int = 0
     version: int = 0
     ending: Ending | None = None
     graded: Graded | None = None
     judged: bool | None = None
 
-    def take(self, completion: Completion) -> None:
-        """Append a turn of the policy."""
+    def take(self, completion: Completion, goes_on: bool = False) -> None:
+        """Append a turn of the policy, or more of one that was interrupted.
+
+        A turn feeds the whole context once more; what earlier turns fed keeps their routes, since
+        it was with those that the tokens after it were drawn.
+        """
         self.version = completion.version if not self.turns else self.version
-        self.turns += 1
+        if not goes_on:
+            self.turns += 1
+            self.turn_start = len(self.tokens)
         self.finish = completion.finish
-        self._append(completion.tokens, True, completion.logprobs, completion.nucleus)
+        if completion.routes is not None:
+            self.routes.append(completion.routes[sum(map(len, self.routes)) :])
+        self._append(
+            completion.tokens, True, completion.logprobs, completion.nucleus, completion.version
+        )
 
     def observe(self, tokens: list[int]) -> None:
         """Append an observation."""
@@ -61,15 +81,18 @@ class Rollout:
         self._append(
             tokens, False, np.zeros(len(tokens), np.float32),
             np.zeros((len(tokens) if len(self.nucleus[-1]) else 0, width), np.uint8),
+            int(self.versions[-1][-1]),
         )  # fmt: skip
 
     def _append(
-        self, tokens: list[int], drawn: bool, logprobs: np.ndarray, nucleus: np.ndarray
-    ) -> None:
+        self, tokens: list[int], drawn: bool, logprobs: np.ndarray, nucleus: np.ndarray,
+        version: int,
+    ) -> None:  # fmt: skip
         self.tokens += tokens
         self.drawn += [drawn] * len(tokens)
         self.logprobs.append(logprobs)
         self.nucleus.append(nucleus)
+        self.versions.append(np.full(len(tokens), version, np.int32))
 
     @property
     def drawn_tokens(self) -> int:
@@ -134,12 +157,20 @@ class Sampler:
                 rollout.ending = ending
 
     def _turn(self, rollouts: list[Rollout], params: SamplingParams, seed: int) -> None:
-        rooms = [params.max_tokens - len(r.tokens) for r in rollouts]
-        bounded = replace(params, max_tokens=max(rooms), stop=self.stop)
-        contexts = [r.prompt + r.tokens for r in rollouts]
-        completions = self.engine.generate(contexts, bounded, seed)
-        for rollout, done, room in zip(rollouts, completions, rooms, strict=True):
-            rollout.take(_cut(done, room))
+        """A turn of each; one that the engine was told to interrupt goes on with its new weights.
+
+        The draws that follow an interrupt have a seed of their own.
+        """
+        waiting, part = rollouts, 0
+        while waiting:
+            rooms = [params.max_tokens - len(r.tokens) for r in waiting]
+            bounded = replace(params, max_tokens=max(rooms), stop=self.stop)
+            contexts = [r.prompt + r.tokens for r in waiting]
+            completions = self.engine.generate(contexts, bounded, _part_seed(seed, part))
+            for rollout, done, room in zip(waiting, completions, rooms, strict=True):
+                rollout.take(cut(done, room), goes_on=part > 0)
+            waiting = [r for r in waiting if r.finish == "interrupted"]
+            part += 1
 
     def _respond(self, rollout: Rollout, episode: Episode, max_tokens: int) -> bool:
         """Step the episode with the last turn; whether another turn follows."""
@@ -156,12 +187,11 @@ class Sampler:
 
     @staticmethod
     def _last_turn(rollout: Rollout) -> list[int]:
-        return rollout.tokens[-len(rollout.logprobs[-1]) :]
+        return rollout.tokens[rollout.turn_start :]
 
 
-def _cut(done: Completion, room: int) -> Completion:
-    if len(done.tokens) <= room:
-        return done
-    return Completion(
-        done.tokens[:room], done.logprobs[:room], done.nucleus[:room], "length", done.version
-    )
+def _part_seed(seed: int, part: int) -> int:
+    """The first part of a turn has the turn's seed, each other one of 56 bits of its own."""
+    if not part:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} part {part}".encode()).digest()[:7])

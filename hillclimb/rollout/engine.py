@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
 
 BATCH_ROWS = 512
+Finish = Literal["stop", "length", "interrupted"]
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens; `greedy` ignores temperature and nucleus."""
+    """How to draw tokens; `greedy` ignores temperature and nucleus.
+
+    With `routes`, engines that can tell which experts each token went through do so.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 0.97
     greedy: bool = False
     stop: tuple[int, ...] = ()
+    routes: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,20 @@ class Completion:
             (after temperature and nucleus), float32 (T,).
         nucleus: which tokens could be drawn at each position, packed bits, uint8 (T, ceil(V/8));
             empty for greedy answers.
-        finish: `stop` at a stop token, `length` at the limit.
+        finish: `stop` at a stop token, `length` at the limit, `interrupted` where the engine was
+            told to stop before either; `tokens` may then be empty.
         version: version of the weights.
+        routes: the experts that every token went through, of P prompt tokens and the first T - 1
+            drawn ones (the last is never fed), uint16 (P + T - 1, MoE layers, top_k), layers in
+            the order of `model.moe_layers()`; None where they were not asked for or not told.
     """
 
     tokens: list[int]
     logprobs: np.ndarray
     nucleus: np.ndarray
-    finish: Literal["stop", "length"]
+    finish: Finish
     version: int
+    routes: np.ndarray | None = None
 
 
 class RolloutEngine(Protocol):
@@ -59,6 +69,12 @@ class RolloutEngine(Protocol):
         self, prompts: Sequence[list[int]], params: SamplingParams, seed: int
     ) -> list[Completion]:
         """One completion for every prompt; equal prompts next to each other share their prefix."""
+
+    def interrupt(self) -> None:
+        """Have calls under way in other threads return soon, their answers as far as they are.
+
+        Calls that start later are not concerned.
+        """
 
     def close(self) -> None:
         """Release what the engine holds."""
@@ -95,3 +111,22 @@ def _seed(seed: int, batch: int) -> int:
     if not batch:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:7])
+
+
+def cut(done: Completion, room: int) -> Completion:
+    """At most `room` tokens of a completion; it ends at the limit where it reaches it."""
+    if len(done.tokens) < room or (len(done.tokens) == room and done.finish != "interrupted"):
+        return done
+    routes, more = done.routes, len(done.tokens) - room
+    if routes is not None and more:
+        routes = routes[:-more]
+    return replace(
+        done, tokens=done.tokens[:room], logprobs=done.logprobs[:room],
+        nucleus=done.nucleus[:room], finish="length", routes=routes,
+    )  # fmt: skip
+
+
+def undrawn(version: int, vocabulary: int) -> Completion:
+    """What an interrupt leaves of a completion that was not begun."""
+    nucleus = np.zeros((0, (vocabulary + 7) // 8), np.uint8)
+    return Completion([], np.zeros(0, np.float32), nucleus, "interrupted", version)

@@ -6,40 +6,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from hillclimb.model.modeling import MaiForCausalLM
+from hillclimb.rollout.calls import Batch, Call, hand_out, joined, take_together
 from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches
 from hillclimb.rollout.replicas import Away, Replica
 from hillclimb.rollout.wire import Ask, Weights
 
 
-@dataclass
-class _Call:
-    """One `generate` in progress.
-
-    Attributes:
-        waiting: batches that nobody draws now.
-        since: when last a batch was drawn, or a living server failed.
-    """
-
-    asks: list[Ask]
-    weights: Weights
-    waiting: deque[int]
-    since: float
-    found: dict[int, list[Completion]] = field(default_factory=dict)
-    error: Exception | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether all is drawn, or will never be."""
-        return self.error is not None or len(self.found) == len(self.asks)
-
-
 class RemoteEngine:
-    """Draws the batches of a call side by side, each on whichever server takes it.
+    """Draws the batches of calls side by side, each on whichever server takes it.
+
+    Several threads may call at once: a server that gets free draws what waits of all of them
+    together.
 
     A server that fails or falls silent is asked again after a growing pause, and its batch goes to
     another one. One that comes back without the weights is sent them. The completions are those
@@ -72,8 +53,10 @@ class RemoteEngine:
         self._replicas = [Replica(url, silence) for url in urls]
         self._patience, self._rows, self._log = patience, rows, log
         self._weights = Weights.of(model.state_dict(), 0)
+        self._vocabulary = model.config.vocab_size
         self._changed = threading.Condition()
-        self._call: _Call | None = None
+        self._calls: list[Call] = []
+        self._since = 0.0
         self._busy: set[Replica] = set()
         self._notes: deque[str] = deque()
         self._closed = False
@@ -100,20 +83,34 @@ class RemoteEngine:
         """
         parts = batches(prompts, seed, self._rows)
         asks = [Ask.of(batch, params, self._weights) for batch in parts]
-        call = _Call(asks, self._weights, deque(range(len(asks))), time.monotonic())
+        call = Call(asks, self._weights)
         with self._changed:
-            self._call = call
+            if not self._calls:
+                self._since = time.monotonic()
+            self._calls.append(call)
             self._changed.notify_all()
             try:
                 while not call.over:
                     self._changed.wait()
                     self._tell()
             finally:
-                self._call = None
+                self._calls.remove(call)
         self._tell()
         if call.error is not None:
             raise call.error
         return [done for index in range(len(asks)) for done in call.found[index]]
+
+    def interrupt(self) -> None:
+        """End the calls under way: what waits is not begun, what is drawn comes back as it is.
+
+        It does not wait for that.
+        """
+        with self._changed:
+            for call in self._calls:
+                call.interrupt(self._vocabulary)
+            for replica in self._busy:
+                threading.Thread(target=replica.interrupt, daemon=True).start()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Ask no server for anything more."""
@@ -127,65 +124,69 @@ class RemoteEngine:
 
     def _work(self, replica: Replica) -> None:
         """Draw batches on one server until the engine is closed."""
-        while (call := self._wait(replica)) is not None:
-            index, was_away = None, replica.misses > 0
+        while self._wait(replica):
+            taken, was_away = [], replica.misses > 0
             try:
                 if was_away:
                     replica.wake()
-                if (index := self._take(replica, call)) is None:
+                if not (taken := self._take(replica)):
                     continue
-                done = replica.draw(call.asks[index], call.weights)
+                done = replica.draw(joined(taken), taken[0][0].weights)
             except Away:
-                self._lost(replica, call, index)
+                self._lost(replica, taken)
             except Exception as error:
-                self._settle(replica, call, error)
+                self._settle(replica, taken, error)
             else:
                 if was_away:
                     self._notes.append(f"the rollout server {replica.url} is back")
-                self._drawn(replica, call, index, done)
+                self._drawn(replica, taken, done)
 
-    def _wait(self, replica: Replica) -> _Call | None:
-        """The call, once it has a batch to draw and the server may be asked; None at the end."""
+    def _wait(self, replica: Replica) -> bool:
+        """Until there is a batch to draw and the server may be asked; False at the end."""
         with self._changed:
             while not self._closed:
                 pause = replica.asleep_until - time.monotonic()
-                if pause <= 0 and self._call is not None and self._call.waiting:
-                    return self._call
+                if pause <= 0 and any(call.waiting for call in self._calls):
+                    return True
                 self._changed.wait(pause if pause > 0 else None)
-            return None
+            return False
 
-    def _take(self, replica: Replica, call: _Call) -> int | None:
+    def _take(self, replica: Replica) -> list[Batch]:
         with self._changed:
-            if not call.waiting or call.over:
-                return None
-            self._busy.add(replica)
-            return call.waiting.popleft()
+            taken = take_together(self._calls, self._rows)
+            if taken:
+                self._busy.add(replica)
+            return taken
 
-    def _drawn(self, replica: Replica, call: _Call, index: int, done: list[Completion]) -> None:
+    def _drawn(self, replica: Replica, taken: list[Batch], done: list[Completion]) -> None:
         with self._changed:
-            call.found[index], call.since = done, time.monotonic()
-        self._settle(replica, call)
+            hand_out(taken, done)
+            self._since = time.monotonic()
+        self._settle(replica, taken)
 
-    def _lost(self, replica: Replica, call: _Call, index: int | None) -> None:
-        """Put the batch back, and give the call up where nobody has worked for long."""
+    def _lost(self, replica: Replica, taken: list[Batch]) -> None:
+        """Put the batches back, and give all calls up where nobody has worked for long."""
         now = time.monotonic()
         with self._changed:
-            if index is not None:
+            for call, index in reversed(taken):
                 call.waiting.appendleft(index)
             if replica.misses == 1:
-                call.since = now
+                self._since = now
                 self._notes.append(f"the rollout server {replica.url} is away: {replica.why}")
             dead = all(r.misses and (r not in self._busy or r is replica) for r in self._replicas)
-            if dead and now - call.since > self._patience:
+            if dead and now - self._since > self._patience:
                 servers = "; ".join(f"{r.url} ({r.why})" for r in self._replicas)
-                call.error = RuntimeError(
-                    f"no rollout server has drawn anything for {self._patience:.0f} s: {servers}"
-                )
-        self._settle(replica, call)
+                for call in self._calls:
+                    call.error = RuntimeError(
+                        f"no rollout server has drawn anything for {self._patience:.0f} s: "
+                        f"{servers}"
+                    )
+        self._settle(replica, taken)
 
-    def _settle(self, replica: Replica, call: _Call, error: Exception | None = None) -> None:
+    def _settle(self, replica: Replica, taken: list[Batch], error: Exception | None = None) -> None:
         """The server is free; whoever waits looks anew."""
         with self._changed:
             self._busy.discard(replica)
-            call.error = call.error or error
+            for call, _ in taken:
+                call.error = call.error or error
             self._changed.notify_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ class Away(Exception):
 
 
 class Replica:
-    """A server at `url`, http://HOST:PORT; used by one thread at a time.
+    """A server at `url`, http://HOST:PORT; used by one thread at a time, but for `interrupt`.
 
     Args:
         silence: seconds without a sign of life after which a server that is asked counts as dead.
@@ -72,6 +73,11 @@ class Replica:
         self.misses = 0
         return done
 
+    def interrupt(self) -> None:
+        """Have the batch that is being drawn come back as it is; a server that is away has none."""
+        with suppress(Away):
+            self._call("POST", "/interrupt", b"", _CONNECT)
+
     def _missed(self, away: Away) -> None:
         pause = min(_SLOWEST, _FIRST * 2 ** min(self.misses, 9))
         self.misses, self.why = self.misses + 1, str(away)
@@ -99,7 +105,7 @@ class Replica:
             if response.status in _OURS:
                 raise ValueError(f"{self.url} refuses what it is sent: {sentence}")
             raise Away(f"it answers {response.status}: {sentence}")
-        if method == "GET":
+        if response.headers.get("Transfer-Encoding") != "chunked":
             return response.read()
         while (mark := response.read(1)) == b".":
             continue

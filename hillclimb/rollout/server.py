@@ -7,9 +7,11 @@ It computes on the CPUs of its machine. It answers once it has loaded the climb'
     GET  /health                      200; which weights it holds
     PUT  /weights/<version>/<sha256>  take these weights, safetensors of the start's shapes
     POST /generate                    draw one batch (`wire.Ask`); 409 where it holds other weights
+    POST /interrupt                   200; batches that are accepted by now come back as they are
 
-What the last two accept they answer 200 at once, with a dot every few seconds while they work or
-wait for their turn, so that silence means death; then `=` and the result, or `!` and a sentence.
+What the second and the third accept they answer 200 at once, with a dot every few seconds while
+they work or wait for their turn, so that silence means death; then `=` and the result, or `!` and
+a sentence.
 
 Whoever reaches the port can use the server: on a cluster a NetworkPolicy lets in the pods of
 stages alone. What arrives is bounded in size and runs no code, and no path comes from the network.
@@ -18,6 +20,7 @@ stages alone. What arrives is bounded in size and runs no code, and no path come
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
@@ -39,12 +42,14 @@ from torch import Tensor
 from hillclimb.artifacts import Artifact, ArtifactError
 from hillclimb.model.folder import MODEL, read_network
 from hillclimb.model.modeling import MaiForCausalLM
+from hillclimb.rollout.engine import undrawn
 from hillclimb.rollout.torch_engine import TorchEngine
 from hillclimb.rollout.wire import Ask, Weights, pack
 
 MAX_ASK = 256 * 2**20
 BEAT = 5.0
 TERMINATED = 128 + signal.SIGTERM
+_PR_SET_PDEATHSIG = 1
 
 
 class Refused(Exception):
@@ -71,6 +76,7 @@ class RolloutServer(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         self.beat = beat
         self.work = ThreadPoolExecutor(1)
+        self.interrupts = 0
         self._engine = TorchEngine(model)
         start = Weights.of(self._engine.model.state_dict(), 0)
         self.holds, self.size = (0, start.sha256), len(start.body)
@@ -110,13 +116,21 @@ class RolloutServer(ThreadingHTTPServer):
         print(f"took the weights of version {version}", flush=True)
         return b""
 
-    def generate(self, ask: Ask) -> bytes:
-        """Draw one batch.
+    def interrupt(self) -> None:
+        """Have what is accepted by now come back as it is."""
+        self.interrupts += 1
+        self._engine.interrupt()
+
+    def generate(self, ask: Ask, interrupts: int) -> bytes:
+        """Draw one batch; nothing of it where `interrupts` have grown since it was accepted.
 
         Raises:
             Refused: with 409 where the weights are others by now.
         """
         self.require(ask)
+        if interrupts != self.interrupts:
+            vocabulary = self._engine.model.config.vocab_size
+            return pack([undrawn(self.holds[0], vocabulary)] * len(ask.prompts))
         started = time.perf_counter()
         done = self._engine.generate(ask.prompts, ask.params, ask.seed)
         tokens, seconds = sum(len(c.tokens) for c in done), time.perf_counter() - started
@@ -154,7 +168,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._weights)
 
     def do_POST(self) -> None:
-        self._answer(self._batch)
+        if self.path == "/interrupt":
+            self.server.interrupt()
+            self._say(200, "")
+        else:
+            self._answer(self._batch)
 
     def log_message(self, format: str, *args: object) -> None:
         """Only what the engine does is worth a line."""
@@ -169,12 +187,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _batch(self) -> Callable[[], bytes]:
         if self.path != "/generate":
             raise Refused(404, f"there is no {self.path}")
+        interrupts = self.server.interrupts
         try:
             ask = Ask.model_validate_json(self._body(MAX_ASK))
         except ValidationError as error:
             raise Refused(400, f"the request cannot be read: {error}") from error
         self.server.require(ask)
-        return lambda: self.server.generate(ask)
+        return lambda: self.server.generate(ask, interrupts)
 
     def _body(self, limit: int) -> bytes:
         length = self.headers.get("Content-Length", "")
@@ -233,6 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM, then end with 143: a Job whose pod says 0 would not bring it back."""
     signal.signal(signal.SIGTERM, _end)
     args = parser().parse_args(argv)
+    if args.owner:
+        end_with(args.owner)
     try:
         model = load_start(args.checkpoint, args.fingerprint)
         server = RolloutServer((args.host, args.port), model)
@@ -272,7 +293,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--fingerprint", required=True, help="of the checkpoint")
     parser.add_argument("--host", default="0.0.0.0", help="address to listen at (default: any)")
     parser.add_argument("--port", type=int, required=True, help="0 is any free one")
+    parser.add_argument("--owner", type=int, help="process id of the parent, to end with it")
     return parser
+
+
+def end_with(owner: int) -> None:
+    """Be killed when the thread that started this process ends, and so when its process does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != owner:
+        os._exit(TERMINATED)
 
 
 def _end(signum: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,10 +17,11 @@ from safetensors.numpy import load, save
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from hillclimb.rollout.engine import BATCH_ROWS, Batch, Completion, SamplingParams
+from hillclimb.rollout.engine import BATCH_ROWS, Batch, Completion, Finish, SamplingParams
 
 Token = Annotated[int, Field(ge=0)]
 Prompt = Annotated[list[Token], Field(min_length=1)]
+FINISHES: tuple[Finish, ...] = get_args(Finish)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Ask(BaseModel):
     top_p: float = Field(gt=0, le=1)
     greedy: bool
     stop: list[Token]
+    routes: bool = False
 
     @classmethod
     def of(cls, batch: Batch, params: SamplingParams, weights: Weights) -> Ask:
@@ -65,26 +67,34 @@ class Ask(BaseModel):
             top_p=params.top_p,
             greedy=params.greedy,
             stop=list(params.stop),
+            routes=params.routes,
         )
 
     @property
     def params(self) -> SamplingParams:
         """How to draw."""
         return SamplingParams(
-            self.max_tokens, self.temperature, self.top_p, self.greedy, tuple(self.stop)
-        )
+            self.max_tokens, self.temperature, self.top_p, self.greedy, tuple(self.stop),
+            self.routes,
+        )  # fmt: skip
 
 
 def pack(completions: Sequence[Completion]) -> bytes:
     """Completions of one call, at least one, as safetensors."""
+    none = np.zeros((0, 0, 0), np.uint16)
+    routes = [none if c.routes is None else c.routes for c in completions]
+    told = [part for part in routes if part.size]
     return save(
         {
             "lengths": np.array([len(c.tokens) for c in completions], np.int64),
             "tokens": np.array([t for c in completions for t in c.tokens], np.int32),
             "logprobs": np.concatenate([c.logprobs for c in completions]),
             "nucleus": np.concatenate([c.nucleus for c in completions]),
-            "stopped": np.array([c.finish == "stop" for c in completions], np.uint8),
+            "finish": np.array([FINISHES.index(c.finish) for c in completions], np.uint8),
             "versions": np.array([c.version for c in completions], np.int64),
+            "routed": np.array([c.routes is not None for c in completions], np.uint8),
+            "route_lengths": np.array([len(part) for part in routes], np.int64),
+            "routes": np.concatenate(told) if told else none,
         }
     )
 
@@ -102,22 +112,25 @@ def unpack(body: bytes) -> list[Completion]:
             _split(found["tokens"], ends),
             _split(found["logprobs"], ends),
             _split(found["nucleus"], ends, absent=True),
-            found["stopped"],
+            found["finish"],
             found["versions"],
+            found["routed"],
+            _split(found["routes"], found["route_lengths"].cumsum(), absent=True),
             strict=True,
         )
         return [
             Completion(
-                tokens.tolist(), logprobs, nucleus, "stop" if stop else "length", int(version)
+                tokens.tolist(), logprobs, nucleus, FINISHES[finish], int(version),
+                routes if routed else None,
             )
-            for tokens, logprobs, nucleus, stop, version in rows
-        ]
+            for tokens, logprobs, nucleus, finish, version, routed, routes in rows
+        ]  # fmt: skip
     except (SafetensorError, KeyError, IndexError) as error:
         raise ValueError(f"the completions are not whole: {error}") from error
 
 
 def _split(rows: np.ndarray, ends: np.ndarray, absent: bool = False) -> list[np.ndarray]:
-    """Rows of one completion each. Masks are `absent` of greedy answers; their width still counts.
+    """Rows of one completion each. Masks and routes may be `absent`; their width still counts.
 
     Raises:
         ValueError: if there are fewer or more rows.

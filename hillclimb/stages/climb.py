@@ -1,8 +1,8 @@
-"""One climb: a learner, and an engine in its process or on servers; every rollout is kept."""
+"""One climb: a learner, and an engine in its process or another; every rollout is kept."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -18,11 +18,10 @@ from hillclimb.recipe.climb import SPECIALISTS
 from hillclimb.rl.alarms import alarms
 from hillclimb.rl.climb import Climb
 from hillclimb.rl.grading import Graders
-from hillclimb.rl.metrics import Kept
+from hillclimb.rl.metrics import Kept, Row
 from hillclimb.rl.rollouts import Sampler
 from hillclimb.rollout.engine import RolloutEngine
-from hillclimb.rollout.remote import RemoteEngine
-from hillclimb.rollout.torch_engine import TorchEngine
+from hillclimb.rollout.opening import open_engine
 from hillclimb.stages.account import write_goodput
 from hillclimb.stages.context import Context, one_rank
 from hillclimb.stages.models import load_model, save_model
@@ -33,7 +32,7 @@ from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.learner import Learner
 from hillclimb.training.spans import Spans
 
-SERVERS = "HILLCLIMB_ROLLOUT_SERVERS"
+PART = "rollouts/part-{:05d}.parquet"
 ROLLOUTS = pa.schema(
     [(name, pa.int64()) for name in ("update", "version")]
     + [(name, pa.string()) for name in ("specialist", "problem_id", "kind", "question")]
@@ -69,7 +68,8 @@ def make_climb(context: Context) -> None:
         climb = Climb(config, learner, sampler, graders, problems, shares, context.seed)
         spans = Spans(context.out)
         _restore(context, climb, checkpoints)
-        _run(context, climb, checkpoints, spans)
+        with closing(climb.run()) as updates:
+            _run(context, climb, updates, checkpoints, spans)
     with spans.span("finish"):
         save_model(context.out, model, tokenizer, template)
     _finish(context, climb, spans)
@@ -77,22 +77,26 @@ def make_climb(context: Context) -> None:
 
 
 def _engine(context: Context, model: MaiForCausalLM) -> RolloutEngine:
-    """The launcher's servers where it names some; the answers are the same."""
-    if servers := os.environ.get(SERVERS):
-        return RemoteEngine(servers.split(","), model, log=context.reporter.log)
-    return TorchEngine(model)
+    beside = context.config["climb"]["staleness"]["ahead"] > 0
+    start, threads = context.input("checkpoint"), context.request.threads
+    return open_engine(start, model, beside, threads, context.reporter.log)
 
 
-def _run(context: Context, climb: Climb, checkpoints: Checkpointer, spans: Spans) -> None:
+def _run(
+    context: Context,
+    climb: Climb,
+    updates: Iterator[tuple[list[Row], list[Kept]]],
+    checkpoints: Checkpointer,
+    spans: Spans,
+) -> None:
     every, saved = context.config["climb"]["checkpoint_every"], len(climb.rows)
     total = climb.curriculum.total_steps
-    updates = climb.run()
     while climb.stop is None:
         number = climb.update
         with spans.span("step", number):
             rows, kept = next(updates)
         write_table(
-            context.out, f"rollouts/part-{number:05d}.parquet",
+            context.out, PART.format(number),
             [_row(k, number, climb) for k in kept], ROLLOUTS,
         )  # fmt: skip
         for row in rows:
@@ -107,16 +111,19 @@ def _run(context: Context, climb: Climb, checkpoints: Checkpointer, spans: Spans
 
 
 def _restore(context: Context, climb: Climb, checkpoints: Checkpointer) -> None:
+    """Go on from the last checkpoint; rollouts of updates after it are drawn anew."""
     state = checkpoints.load()
-    if state is None:
-        return
-    climb.restore(state, load(checkpoints.extra("buffer.safetensors")))
-    context.reporter.log(f"going on after {len(climb.rows)} gradient steps")
+    if state is not None:
+        climb.restore(state, load(checkpoints.extra("buffer.safetensors")))
+        context.reporter.log(f"going on after {len(climb.rows)} gradient steps")
+    for name in context.out.list("rollouts"):
+        if name >= PART.format(climb.update):
+            context.out.remove(name)
 
 
 def _finish(context: Context, climb: Climb, spans: Spans) -> None:
     assert climb.stop is not None
-    rows = climb.rows
+    rows, prompts = climb.rows, climb.source.state()
     context.out.write_text("metrics.jsonl", jsonl(rows))
     context.out.write_json("stop.json", asdict(climb.stop))
     first, last = rows[: max(1, len(rows) // 10)], rows[-max(1, len(rows) // 10) :]
@@ -130,6 +137,9 @@ def _finish(context: Context, climb: Climb, spans: Spans) -> None:
             "mismatch": max((row["mismatch"] for row in rows), default=0.0),
             "sampled_tokens": sum(row["sampled_tokens"] for row in rows),
             "learned_tokens": sum(row["learned_tokens"] for row in rows),
+            "prompts": sum(prompts["taken"].values()),
+            "prompts_let_go": len(prompts["in_flight"]),
+            "groups_left": len(climb.buffer.groups),
             "ungraded": _mean(rows, "ungraded"),
             **write_goodput(context, spans, even_steps=False),
         },

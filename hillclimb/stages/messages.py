@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +29,13 @@ class MessageFile(PipesMessageWriterChannel):
 
     def __init__(self, path: Path) -> None:
         self._path, self._waiting, self._begun = path, b"", False
+        self._lock = threading.Lock()
 
     def write_message(self, message: PipesMessage) -> None:
-        """Append one line, or keep it for the next time."""
-        self._waiting += json.dumps(message).encode() + b"\n"
-        self._flush()
+        """Append one line, or keep it for the next time; threads wait for each other."""
+        with self._lock:
+            self._waiting += json.dumps(message).encode() + b"\n"
+            self._flush()
 
     def close(self) -> None:
         """Write what waits; gives up after two minutes, and says so."""

@@ -2,81 +2,35 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from climb_support import (
+    BOXED,
+    EASY,
+    HANGS,
+    HARD,
+    MIXED,
+    RIGHT,
+    WRONG,
+    climbed,
+    make_learner,
+    make_tokenizer,
+    pool,
+)
 
-from hillclimb.environments.sandbox import BubblewrapProvider
-from hillclimb.environments.tasks import Problem
-from hillclimb.model.configuration import MaiConfig
-from hillclimb.model.modeling import MaiForCausalLM
-from hillclimb.model.tokenizer import TextTokenizer, train_tokenizer
-from hillclimb.recipe.climb import ClimbRecipe
+from hillclimb.model.tokenizer import TextTokenizer
 from hillclimb.rl.alarms import alarms
-from hillclimb.rl.climb import Climb
-from hillclimb.rl.grading import Graders
-from hillclimb.rl.metrics import Kept
-from hillclimb.rl.rollouts import Sampler
-from hillclimb.rollout.engine import Completion, SamplingParams
+from hillclimb.rl.turns import Turns
 from hillclimb.training import runtime
 from hillclimb.training.learner import Learner
-
-RIGHT, WRONG, HANGS = "<answer>5/7</answer>", "<answer>1/7</answer>", "<answer>999999999!</answer>"
-BOXED = r"\boxed{5/7}"
-RECIPE = {
-    "groups": {"early": 4, "full": 8},
-    "lengths": [{"max_tokens": 64, "steps": 1}],
-    "batch_groups": 1,
-    "prompts_per_update": 1,
-    "staleness": {"steps_per_update": 1},
-    "micro_batch_tokens": 4096,
-    "stop": {"max_mismatch": 1e-4},
-}
-
-
-class Parrot:
-    """Says the texts that a question asks for in turn, with the model's log-probabilities."""
-
-    def __init__(
-        self, model: MaiForCausalLM, tokenizer: TextTokenizer, says: dict[str, list[str]]
-    ) -> None:
-        self.model, self.tokenizer, self.says, self.version = model, tokenizer, says, 0
-
-    def load_weights(self, weights: dict[str, Tensor], version: int) -> None:
-        self.version = version
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def generate(
-        self, prompts: Sequence[list[int]], params: SamplingParams, seed: int
-    ) -> list[Completion]:
-        asked: Counter[str] = Counter()
-        done = []
-        for prompt in prompts:
-            text = self.tokenizer.decode(prompt)
-            question = next(q for q in self.says if f"what {q}\n" in text)
-            done.append(self._say(prompt, self.says[question], asked[question]))
-            asked[question] += 1
-        return done
-
-    @torch.no_grad()
-    def _say(self, prompt: list[int], texts: list[str], turn: int) -> Completion:
-        said = self.tokenizer.encode(f"</think>{texts[turn % len(texts)]}")
-        logits = self.model(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
-        chances = logits.log_softmax(-1).gather(1, torch.tensor(said)[:, None])[:, 0]
-        every = np.packbits(np.ones((len(said), logits.shape[1]), bool), axis=-1)
-        return Completion(said, chances.numpy(), every, "stop", self.version)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TextTokenizer:
-    return TextTokenizer(train_tokenizer(["what f(x) 0123456789/! boxed{}\\"], 300))
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,16 +39,6 @@ def ranks() -> Iterator[None]:
     runtime.start()
     yield
     runtime.stop()
-
-
-def make_learner(tokenizer: TextTokenizer) -> Learner:
-    """Always the same untrained model."""
-    config = MaiConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=32, dense_ffn_size=64, latent_size=16,
-        expert_ffn_size=32, num_experts=4, head_dim=8,
-    )  # fmt: skip
-    optimizer = ClimbRecipe.model_validate(RECIPE).optimizer.model_dump()
-    return Learner(MaiForCausalLM(config).initialise(0), optimizer, 2, 0.0)
 
 
 @pytest.fixture
@@ -107,25 +51,6 @@ def first_norm(tokenizer: TextTokenizer) -> float:
     """The gradient norm of the report's first step."""
     climb, _ = climbed(make_learner(tokenizer), tokenizer, {"0": MIXED})
     return climb.rows[0]["grad_norm"]
-
-
-def climbed(
-    learner: Learner, tokenizer: TextTokenizer, says: dict[str, list[str]],
-    task: dict[str, Any] | None = None, **choices: Any,
-) -> tuple[Climb, list[list[Kept]]]:  # fmt: skip
-    """A climb that has ended, and the rollouts of its updates."""
-    config = ClimbRecipe.model_validate({**RECIPE, **choices}).model_dump(mode="json")
-    problems = [
-        Problem(q, "stem", "fraction", q, f"what {q}",
-                {"grader": "math", "answer": "5/7", **(task or {})})
-        for q in says
-    ]  # fmt: skip
-    sampler = Sampler(
-        Parrot(learner.model, tokenizer, says), tokenizer, "zero", BubblewrapProvider()
-    )
-    with Graders() as graders:
-        climb = Climb(config, learner, sampler, graders, {"stem": problems}, {"stem": 1.0}, 0)
-        return climb, [kept for _, kept in climb.run()]
 
 
 def test_an_answer_that_hangs_its_grader_is_ungraded_and_the_climb_goes_on(
@@ -141,9 +66,6 @@ def test_an_answer_that_hangs_its_grader_is_ungraded_and_the_climb_goes_on(
     assert climb.stop is not None
     assert climb.stop.reason == "steps"
     assert not torch.equal(before, learner.model.embed.weight)
-
-
-MIXED, EASY, HARD = [RIGHT, WRONG], [RIGHT], [WRONG]
 
 
 def test_only_promising_problems_are_sampled_in_full(
@@ -171,11 +93,6 @@ def test_a_full_group_outside_its_window_is_filtered(
     fates = {k.rollout.problem.id: k.status for k in kept}
     assert fates == {"0": "filtered", "1": "trained"}
     assert climb.rows[0]["groups_filtered"] == 1
-
-
-def pool(*mixed: int, size: int = 12) -> dict[str, list[str]]:
-    """Problems, of which these can be learnt from."""
-    return {f"{q}x": MIXED if q in mixed else EASY for q in range(size)}
 
 
 STEPS = {"lengths": [{"max_tokens": 64, "steps": 5}], "batch_groups": 2}
@@ -211,8 +128,10 @@ def test_draws_of_all_updates_have_seeds_of_their_own(
 ) -> None:
     climb, _ = climbed(learner, tokenizer, {"0": MIXED})
     seeds = []
-    for climb.update in range(50):
-        seeds += [climb._seed(draw) + second for draw in range(20) for second in (0, 1)]
+    turns = climb.source
+    assert isinstance(turns, Turns)
+    for turns.version in range(50):
+        seeds += [turns._seed(draw) + second for draw in range(20) for second in (0, 1)]
     assert len(set(seeds)) == len(seeds)
     assert max(seeds) * 64 < 2**62
 
@@ -288,10 +207,11 @@ def test_what_only_cheating_wins_is_counted_and_never_learnt(
         {"clips": {"type": "fixed"}, "entropy": None},
         {"clips": {"type": "adaptive", "outer": None}},
         {"ratio": "sequence"},
-        {"replay": "none"},
+        {"replay": {"nucleus": False}},
+        {"replay": {"routes": False}},
         {"correction": {"type": "truncated", "cap": 1.5}},
-        {"clips": {"type": "fixed"}, "entropy": None, "ratio": "sequence", "replay": "none",
-         "correction": {"type": "truncated"}},
+        {"clips": {"type": "fixed"}, "entropy": None, "ratio": "sequence",
+         "replay": {"nucleus": False, "routes": False}, "correction": {"type": "truncated"}},
     ],
 )  # fmt: skip
 def test_every_choice_climbs(
@@ -303,3 +223,4 @@ def test_every_choice_climbs(
     assert climb.stop.reason == "steps"
     assert climb.rows[0]["grad_norm"] == pytest.approx(first_norm, rel=1e-4)
     assert climb.rows[0]["mismatch"] < 1e-5
+    assert climb.rows[0]["routed_share"] == choices.get("replay", {}).get("routes", True)

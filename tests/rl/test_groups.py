@@ -22,6 +22,7 @@ def rollout(score: float | None, response: str, drawn: int = 4) -> Rollout:
         tokens=[*range(drawn), 9], drawn=[True] * drawn + [False],
         logprobs=[np.full(drawn, -0.5, np.float32), np.zeros(1, np.float32)],
         nucleus=[np.ones((drawn + 1, 2), np.uint8)],
+        versions=[np.full(drawn + 1, 3, np.int32)],
         ending=Ending(response, response), graded=Graded(score),
     )  # fmt: skip
     made.version = 3

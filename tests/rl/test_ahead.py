@@ -1,0 +1,258 @@
+"""Generation ahead of the learner: its bound, its ends; nothing is lost or counted twice."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+from climb_support import (
+    EASY,
+    MIXED,
+    Parrot,
+    make_climb,
+    make_learner,
+    make_tokenizer,
+    own_network,
+    pool,
+)
+from pydantic import ValidationError
+
+from hillclimb.model.tokenizer import TextTokenizer
+from hillclimb.recipe.climb import Staleness
+from hillclimb.rl.ahead import Ahead
+from hillclimb.rl.climb import Climb
+from hillclimb.rl.grading import Graders
+from hillclimb.rl.metrics import Kept
+from hillclimb.rollout.engine import Completion, SamplingParams, undrawn
+from hillclimb.training import runtime
+from hillclimb.training.learner import Learner
+
+SHAPE: dict[str, Any] = {
+    "lengths": [{"max_tokens": 64, "steps": 8}],
+    "batch_groups": 2,
+    "prompts_per_update": 3,
+    "staleness": {"steps_per_update": 2, "ahead": 2, "max_updates": 3},
+    "stop": {},
+}
+SAYS = pool(*range(0, 12, 2))
+
+
+class Held(Parrot):
+    """A parrot that is silent on one question until its weights are of a version, or for ever."""
+
+    def __init__(self, learner: Learner, tokenizer: TextTokenizer, until: int | None) -> None:
+        super().__init__(own_network(learner), tokenizer, SAYS)
+        self.until, self.released = until, threading.Event()
+
+    def interrupt(self) -> None:
+        self.released.set()
+
+    def generate(
+        self, prompts: Sequence[list[int]], params: SamplingParams, seed: int
+    ) -> list[Completion]:
+        done, held = super().generate(prompts, params, seed), self._is_held(prompts[0])
+        if held and (self.until is None or self.version < self.until):
+            self.released.clear()
+            self.released.wait()
+            return [self._begun(completion) for completion in done]
+        return done
+
+    def _is_held(self, prompt: list[int]) -> bool:
+        return "what 0x\n" in self.tokenizer.decode(prompt)
+
+    def _begun(self, done: Completion) -> Completion:
+        none = undrawn(done.version, self.tokenizer.vocab_size)
+        one = {"tokens": done.tokens[:1], "logprobs": done.logprobs[:1]}
+        return Completion(**{**vars(none), **one, "nucleus": done.nucleus[:1]})
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ranks() -> Iterator[None]:
+    runtime.start()
+    yield
+    runtime.stop()
+
+
+@pytest.fixture(scope="module")
+def learner(tokenizer: TextTokenizer) -> Learner:
+    return make_learner(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def graders() -> Iterator[Graders]:
+    with Graders() as made:
+        yield made
+
+
+def parrot(learner: Learner, tokenizer: TextTokenizer) -> Parrot:
+    return Parrot(own_network(learner), tokenizer, SAYS)
+
+
+def tasks(climb: Climb) -> list[str]:
+    """The problems of all prompts taken so far, from a queue of its own."""
+    assert isinstance(climb.source, Ahead)
+    again = copy.copy(climb.queue)
+    again.taken = dict.fromkeys(climb.queue.names, 0)
+    order = again.take(sum(climb.queue.taken.values()))
+    return [climb.source.problems[name][index].id for name, index in order]
+
+
+def require_every_prompt_once(climb: Climb, updates: list[list[Kept]]) -> None:
+    """What was taken is in flight or ended; what was kept was learnt, or is told of."""
+    assert isinstance(climb.source, Ahead)
+    groups: dict[tuple[int, int], Kept] = {}
+    for update, kept in enumerate(updates):
+        groups |= {(update, one.group): one for one in kept}
+    ended = [one.rollout.problem.id for one in groups.values()]
+    flying = climb.source.in_flight.values()
+    ended += [climb.source.problems[name][index].id for name, index in flying]
+    assert Counter(ended) == Counter(tasks(climb))
+    last = {row["update"]: row for row in climb.rows}
+    stale = sum(row["groups_stale"] for row in last.values())
+    trained = sum(one.status == "trained" for one in groups.values())
+    learned = sum(row["groups_learned"] for row in climb.rows)
+    assert trained == learned + stale + len(climb.buffer.groups)
+
+
+def test_a_climb_ahead_makes_its_steps_and_every_prompt_is_counted_once(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    climb = make_climb(learner, parrot(learner, tokenizer), graders, {}, **SHAPE)
+    updates = [kept for _, kept in climb.run()]
+    assert climb.stop is not None
+    assert climb.stop.reason == "steps"
+    assert [row["groups_learned"] for row in climb.rows] == [2] * 8
+    require_every_prompt_once(climb, updates)
+    drawn = sum(one.rollout.drawn_tokens for kept in updates[:-1] for one in kept)
+    told = sum(row["sampled_tokens"] for row in climb.rows if row["update"] < len(updates) - 1)
+    assert drawn == told
+    assert {0.0} < {row["age"] for row in climb.rows}, "some were drawn before the last update"
+    for row in climb.rows:
+        assert 0 <= row["learner_waited"] <= 1
+        assert 0 <= row["generation_waited"] <= 1
+        assert row["age_mean"] <= row["age"] <= 3
+
+
+@pytest.mark.parametrize("updates_before", [1, 3])
+def test_after_a_kill_what_was_in_flight_is_drawn_again_and_nothing_else(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders, updates_before: int
+) -> None:
+    first = make_climb(learner, parrot(learner, tokenizer), graders, {}, **SHAPE)
+    with closing(first.run()) as run:
+        updates = [list(next(run)[1]) for _ in range(updates_before)]
+        time.sleep(0.3)  # workers finish what the learner does not take over any more
+        state, arrays = first.state()
+        told = json.dumps(state)
+    assert json.loads(told)["in_flight"]
+    again = make_climb(learner, parrot(learner, tokenizer), graders, {}, **SHAPE)
+    again.restore(json.loads(told), {name: np.copy(array) for name, array in arrays.items()})
+    assert again.state()[0] == json.loads(told)
+    updates += [kept for _, kept in again.run()]
+    assert len(again.rows) == 8
+    assert [row["step"] for row in again.rows] == list(range(1, 9))
+    require_every_prompt_once(again, updates)
+
+
+def test_the_buffer_never_holds_more_than_its_bound_and_the_workers_wait(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    staleness = {"steps_per_update": 1, "ahead": 1}
+    climb = make_climb(
+        learner, parrot(learner, tokenizer), graders, {}, **{**SHAPE, "staleness": staleness}
+    )
+    held, most = [], 2 + SHAPE["prompts_per_update"] - 1
+    for _ in climb.run():
+        time.sleep(0.5)  # a learner that is slower than generation
+        assert isinstance(climb.source, Ahead)
+        held.append(len(climb.buffer.groups) + sum(len(g) for *_, g in climb.source._done))
+    assert max(held) <= most
+    assert climb.rows[-1]["generation_waited"] > 0.2
+    assert climb.rows[-1]["age"] <= 3
+
+
+def test_the_learner_does_not_wait_for_the_slowest_rollout(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    choices = {**SHAPE, "prompts_per_update": 8}  # each pass over the problems holds a worker
+    climb = make_climb(learner, Held(learner, tokenizer, None), graders, {}, **choices)
+    updates = [kept for _, kept in climb.run()]
+    assert len(climb.rows) == 8
+    assert "0x" not in {one.rollout.problem.id for kept in updates for one in kept}
+    require_every_prompt_once(climb, updates)
+
+
+def test_a_group_that_took_too_long_is_dropped_and_one_that_did_not_has_several_versions(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    for until, stale in ((1, False), (3, True)):
+        staleness = {"steps_per_update": 1, "ahead": 1, "max_updates": 1}
+        choices = {**SHAPE, "staleness": staleness, "prompts_per_update": 2}
+        climb = make_climb(learner, Held(learner, tokenizer, until), graders, {}, **choices)
+        updates = [kept for _, kept in climb.run()]
+        held = [k for kept in updates for k in kept if k.rollout.problem.id == "0x"]
+        assert held
+        assert len({int(v) for v in np.concatenate(held[0].rollout.versions)}) > 1
+        assert any(row["groups_stale"] for row in climb.rows) >= stale
+        assert max(row["age"] for row in climb.rows) <= 1
+        if not stale:
+            assert max(row["mixed_versions"] for row in climb.rows) > 0
+        require_every_prompt_once(climb, updates)
+
+
+def test_problems_without_a_batch_end_the_climb(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    says = Parrot(own_network(learner), tokenizer, {f"{q}x": EASY for q in range(5)})
+    for draws, reason in ((None, "5 problems gave"), (2, "last 3 updates")):
+        climb = make_climb(learner, says, graders, {}, **SHAPE, draws_per_update=draws)
+        assert list(climb.run())
+        assert climb.rows == []
+        assert climb.stop is not None
+        assert climb.stop.reason == "solved"
+        assert reason in climb.stop.sentence
+
+
+def test_limited_draws_learn_from_a_short_batch(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    says = {f"{q}x": MIXED if q == 3 else EASY for q in range(12)}
+    one = Parrot(own_network(learner), tokenizer, says)
+    climb = make_climb(learner, one, graders, {}, **SHAPE, draws_per_update=4)
+    assert list(climb.run())
+    assert len(climb.rows) == 8, "less than a batch does"
+    assert {row["groups_learned"] for row in climb.rows} <= {1, 2}
+
+
+class Broken(Parrot):
+    def generate(
+        self, prompts: Sequence[list[int]], params: SamplingParams, seed: int
+    ) -> list[Completion]:
+        raise RuntimeError("no rollout server has drawn anything")
+
+
+def test_a_worker_that_fails_ends_the_climb_with_its_error(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    climb = make_climb(learner, Broken(learner.model, tokenizer, SAYS), graders, {}, **SHAPE)
+    with pytest.raises(RuntimeError, match="no rollout server"):
+        list(climb.run())
+    assert isinstance(climb.source, Ahead)
+    assert not any(thread.is_alive() for thread in climb.source._threads)
+
+
+def test_the_bound_must_not_exceed_the_age_at_which_rollouts_are_dropped() -> None:
+    with pytest.raises(ValidationError, match="ahead=3 must not exceed max_updates=2"):
+        Staleness(ahead=3, max_updates=2)
