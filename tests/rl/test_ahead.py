@@ -180,6 +180,7 @@ def test_the_buffer_never_holds_more_than_its_bound_and_the_workers_wait(
         held.append(len(climb.buffer.groups) + sum(len(g) for *_, g in climb.source._done))
     assert max(held) <= most
     assert climb.rows[-1]["generation_waited"] > 0.2
+    assert min(row["pass_rate"] for row in climb.rows) > 0, "also where no group came in"
     assert climb.rows[-1]["age"] <= 3
 
 
