@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import threading
+import traceback
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -18,7 +24,7 @@ from torch import Tensor
 from vllm.sampling_params import RequestOutputKind
 
 from hillclimb.model.configuration import MaiConfig
-from hillclimb.rollout.engine import Completion, SamplingParams
+from hillclimb.rollout.engine import Completion, SamplingParams, undrawn
 from hillclimb.rollout.soundness import PROMPT_TOKENS, fixed_prompt, require_sound
 from hillclimb.rollout.vllm_plugin import register
 from hillclimb.rollout.vllm_sampling import NUCLEUS, REQUEST
@@ -30,12 +36,23 @@ class _Call:
 
     prompts: Sequence[list[int]]
     params: SamplingParams
-    names: list[str]
+    seed: int
+    result: Future[list[Completion]] = field(default_factory=Future)
+    names: list[str] = field(default_factory=list)
     done: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def over(self) -> bool:
-        return len(self.done) == len(self.names)
+
+@dataclass
+class _Load:
+    """New weights; they wait for the calls before them."""
+
+    weights: dict[str, Tensor]
+    version: int
+    result: Future[None] = field(default_factory=Future)
+
+
+class _Interrupt:
+    """End what was asked for before."""
 
 
 class _Sink(list[Any]):
@@ -47,9 +64,9 @@ class _Sink(list[Any]):
 class LocalVllm:
     """vLLM's engine behind `RolloutEngine`; calls of several threads are drawn together.
 
-    Whoever waits for a call steps the engine for all. New weights wait for the calls under way.
-    After each load the log-probabilities of a fixed prompt are held against those of `reference`:
-    an engine that is wrong draws nothing until a load is right.
+    One thread owns vLLM and does what the others ask for, between two tokens. After each load the
+    log-probabilities of a fixed prompt are held against those of `reference`: an engine that is
+    wrong draws nothing until a load is right. If vLLM itself fails, the process ends.
 
     Args:
         folder: a Hugging Face folder with the start, version 0.
@@ -65,36 +82,17 @@ class LocalVllm:
         register()
         self._reference, self._config = reference, reference.config
         self._routed = isinstance(self._config, MaiConfig) and torch.cuda.is_available()
-        arguments = self._arguments() | options
+        arguments = _arguments(self._routed) | options
         self._dtype, self._context = arguments["dtype"], arguments["max_model_len"]
         self._llm = vllm.LLM(str(folder), **arguments)
         self._engine = self._llm.llm_engine
-        self._turn = threading.Condition()
+        self._inbox: SimpleQueue[_Call | _Load | _Interrupt] = SimpleQueue()
+        self._orders: deque[_Call | _Load] = deque()
         self._live: dict[str, _Call] = {}
-        self._version, self._calls, self._loading, self._wrong = 0, 0, False, ""
+        self._version, self._calls, self._wrong = 0, 0, ""
         self._scratch = tempfile.TemporaryDirectory(prefix="hillclimb-weights-")
         self._check()
-
-    def _arguments(self) -> dict[str, Any]:
-        gpu = torch.cuda.is_available()
-        routed = {"enable_return_routed_experts": True} if self._routed else {}
-        return routed | {
-            "dtype": "bfloat16" if gpu else "float32",
-            "max_model_len": 8192,
-            "max_num_seqs": 512 if gpu else 256,
-            "block_size": 16 if gpu else 32,
-            "enforce_eager": not gpu,
-            "gpu_memory_utilization": 0.4,
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",
-            "logprobs_mode": "processed_logprobs",
-            "logits_processors": ["hillclimb.rollout.vllm_sampling:NucleusRecorder"],
-            "worker_extension_cls": "hillclimb.rollout.vllm_sampling.Worker",
-            "async_scheduling": False,
-            "enable_prefix_caching": True,
-            "disable_log_stats": True,
-            "seed": 0,
-        }
+        threading.Thread(target=self._run, daemon=True).start()
 
     @property
     def version(self) -> int:
@@ -102,32 +100,14 @@ class LocalVllm:
         return self._version
 
     def load_weights(self, weights: dict[str, Tensor], version: int) -> None:
-        """Change the weights, forget cached prefixes, and check.
+        """Change the weights after the calls under way, forget cached prefixes, and check.
 
         Raises:
             RuntimeError: if the engine then computes something else than the network.
         """
-        with self._turn:
-            self._turn.wait_for(lambda: not self._loading)
-            self._loading = True
-            try:
-                self._turn.wait_for(lambda: not self._live)
-                self._reference.load_state_dict(weights, strict=False)
-                save_file(weights, f"{self._scratch.name}/model.safetensors")
-                self._llm.collective_rpc(
-                    "reload_weights", kwargs={"weights_path": self._scratch.name}
-                )
-                self._llm.collective_rpc("hillclimb_repack")
-                self._llm.reset_prefix_cache()
-                self._version = version
-                self._check()
-            finally:
-                self._loading = False
-                self._turn.notify_all()
-
-    def close(self) -> None:
-        """Let go of the weights on disk."""
-        self._scratch.cleanup()
+        load = _Load(weights, version)
+        self._inbox.put(load)
+        load.result.result()
 
     def generate(
         self, prompts: Sequence[list[int]], params: SamplingParams, seed: int
@@ -146,40 +126,75 @@ class LocalVllm:
                     f"prompt {index} has {len(prompt)} tokens and leaves no room for an answer in "
                     f"the engine's context of {self._context}: raise max_model_len"
                 )
-        if not prompts or not params.max_tokens:
-            return [self._nothing() for _ in prompts]
-        call = self._begin(prompts, params, seed)
-        while not call.over:
-            with self._turn:
-                if not call.over:
-                    self._take(self._engine.step())
-        return self._collect(call)
+        call = _Call(prompts, params, seed)
+        self._inbox.put(call)
+        return call.result.result()
 
     def interrupt(self) -> None:
-        """Let calls under way return soon with what they have."""
-        with self._turn:
-            names = list(self._live)
-            sink = _Sink()
-            for state in self._engine.output_processor.request_states.values():
-                state.queue = sink
-            self._engine.abort_request(names)
-            self._take(sink)
+        """Let calls that were made by now return soon with what they have."""
+        self._inbox.put(_Interrupt())
 
-    def _begin(self, prompts: Sequence[list[int]], params: SamplingParams, seed: int) -> _Call:
-        with self._turn:
-            self._turn.wait_for(lambda: not self._loading)
-            if self._wrong:
+    def close(self) -> None:
+        """Let go of the weights on disk."""
+        self._scratch.cleanup()
+
+    def _run(self) -> None:
+        """The thread that owns vLLM."""
+        try:
+            while True:
+                self._listen()
+                while self._orders and not (self._live and isinstance(self._orders[0], _Load)):
+                    self._begin(self._orders.popleft())
+                if self._live:
+                    self._finish(self._engine.step())
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _listen(self) -> None:
+        """Read what was asked for; wait for it where there is nothing else to do."""
+        with suppress(Empty):
+            order = self._inbox.get(block=not self._live and not self._orders)
+            while True:
+                if isinstance(order, _Interrupt):
+                    self._end_all()
+                else:
+                    self._orders.append(order)
+                order = self._inbox.get_nowait()
+
+    def _begin(self, order: _Call | _Load) -> None:
+        try:
+            if isinstance(order, _Load):
+                self._load(order)
+                order.result.set_result(None)
+            elif self._wrong:
                 raise RuntimeError(self._wrong)
-            self._calls += 1
-            call = _Call(prompts, params, [f"{self._calls}-{i}" for i in range(len(prompts))])
-            for place, (name, prompt) in enumerate(zip(call.names, prompts, strict=True)):
-                self._live[name] = call
-                asked = self._asked(params, prompt, name, _seed(seed, place))
-                self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, asked)
-        return call
+            elif not order.prompts or not order.params.max_tokens:
+                order.result.set_result([self._nothing("length") for _ in order.prompts])
+            else:
+                self._add(order)
+        except (RuntimeError, ValueError) as error:
+            order.result.set_exception(error)
+
+    def _load(self, load: _Load) -> None:
+        self._reference.load_state_dict(load.weights, strict=False)
+        save_file(load.weights, f"{self._scratch.name}/model.safetensors")
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": self._scratch.name})
+        self._llm.collective_rpc("hillclimb_repack")
+        self._llm.reset_prefix_cache()
+        self._version = load.version
+        self._check()
+
+    def _add(self, call: _Call) -> None:
+        self._calls += 1
+        for place, prompt in enumerate(call.prompts):
+            name = f"{self._calls}-{place}"
+            call.names.append(name)
+            self._live[name] = call
+            asked = self._asked(call.params, prompt, name, _seed(call.seed, place))
+            self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, asked)
 
     def _asked(self, params: SamplingParams, prompt: list[int], name: str, seed: int) -> Any:
-        kept = {} if params.greedy else {NUCLEUS: params.top_p, REQUEST: name}
         return vllm.SamplingParams(
             max_tokens=min(params.max_tokens, self._context - len(prompt)),
             temperature=0.0 if params.greedy else params.temperature,
@@ -189,23 +204,34 @@ class LocalVllm:
             detokenize=False,
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=kept,
+            extra_args={} if params.greedy else {NUCLEUS: params.top_p, REQUEST: name},
         )
 
-    def _take(self, outputs: Sequence[Any]) -> None:
+    def _end_all(self) -> None:
+        """Give each call what it has: nothing, where it waits for a load."""
+        sink = _Sink()
+        for state in self._engine.output_processor.request_states.values():
+            state.queue = sink
+        self._engine.abort_request(list(self._live))
+        self._finish(sink)
+        for order in [order for order in self._orders if isinstance(order, _Call)]:
+            self._orders.remove(order)
+            order.result.set_result([self._nothing("interrupted") for _ in order.prompts])
+
+    def _finish(self, outputs: Sequence[Any]) -> None:
         for output in outputs:
-            self._live.pop(output.request_id).done[output.request_id] = output.outputs[0]
-        if outputs:
-            self._turn.notify_all()
+            call = self._live.pop(output.request_id)
+            call.done[output.request_id] = output.outputs[0]
+            if len(call.done) == len(call.names):
+                call.result.set_result(self._collect(call))
 
     def _collect(self, call: _Call) -> list[Completion]:
         outputs = [call.done[name] for name in call.names]
-        lengths = [len(output.token_ids) for output in outputs]
         if call.params.greedy:
-            masks = [self._nothing().nucleus] * len(outputs)
+            masks = [self._nothing("length").nucleus] * len(outputs)
         else:
-            with self._turn:
-                masks = self._llm.collective_rpc("hillclimb_masks", args=(call.names, lengths))[0]
+            lengths = [len(output.token_ids) for output in outputs]
+            masks = self._llm.collective_rpc("hillclimb_masks", args=(call.names, lengths))[0]
         return [
             self._completion(output, mask, call.params)
             for output, mask in zip(outputs, masks, strict=True)
@@ -216,9 +242,13 @@ class LocalVllm:
         chances = [at[token].logprob for token, at in zip(tokens, output.logprobs, strict=True)]
         finish = output.finish_reason if output.finish_reason in ("stop", "length") else None
         return Completion(
-            tokens, np.array(chances, np.float32), mask, finish or "interrupted", self._version,
+            tokens,
+            np.array(chances, np.float32),
+            mask,
+            finish or "interrupted",
+            self._version,
             self._routes(output) if params.routes else None,
-        )  # fmt: skip
+        )
 
     def _routes(self, output: Any) -> np.ndarray | None:
         """The MoE layers' experts; vLLM has a row for every layer, and none of an aborted one."""
@@ -228,10 +258,8 @@ class LocalVllm:
         layers = [i for i in range(self._config.num_hidden_layers) if self._config.is_moe(i)]
         return np.ascontiguousarray(every[:, layers], np.uint16)
 
-    def _nothing(self) -> Completion:
-        width = (self._config.vocab_size + 7) // 8
-        none = np.zeros(0, np.float32), np.zeros((0, width), np.uint8)
-        return Completion([], *none, "length", self._version)
+    def _nothing(self, finish: Any) -> Completion:
+        return replace(undrawn(self._version, self._config.vocab_size), finish=finish)
 
     def _check(self) -> None:
         """Hold the engine against the network on a fixed prompt."""
@@ -249,6 +277,28 @@ class LocalVllm:
         except RuntimeError as wrong:
             self._wrong = str(wrong)
             raise
+
+
+def _arguments(routed: bool) -> dict[str, Any]:
+    """What `vllm.LLM` is given where nothing else is asked for."""
+    gpu = torch.cuda.is_available()
+    return ({"enable_return_routed_experts": True} if routed else {}) | {
+        "dtype": "bfloat16" if gpu else "float32",
+        "max_model_len": 8192,
+        "max_num_seqs": 512 if gpu else 256,
+        "block_size": 16 if gpu else 32,
+        "enforce_eager": not gpu,
+        "gpu_memory_utilization": 0.4,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",
+        "logits_processors": ["hillclimb.rollout.vllm_sampling:NucleusRecorder"],
+        "worker_extension_cls": "hillclimb.rollout.vllm_sampling.Worker",
+        "async_scheduling": False,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
 
 
 def _seed(seed: int, place: int) -> int:
