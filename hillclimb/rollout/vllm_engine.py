@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
+from hillclimb.rollout.calls import Batch, take_together
 from hillclimb.rollout.local_server import LocalServer
 from hillclimb.rollout.remote import RemoteEngine
 from hillclimb.rollout.replicas import Away, Failed, Replica
@@ -22,7 +23,7 @@ from hillclimb.rollout.soundness import unshared
 
 PYTHON = "HILLCLIMB_VLLM_PYTHON"
 OPTIONS = "HILLCLIMB_VLLM_OPTIONS"
-CALLS = 4
+CALLS = 32
 SILENCE, PATIENCE = 60.0, 300.0
 _ROOT = Path(__file__).resolve().parents[2]
 _FIND = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
@@ -63,6 +64,7 @@ class VllmEngine(RemoteEngine):
         ]  # fmt: skip
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": self._folder.name}
+        log = _without_repeats(log)
         self.server = LocalServer(words, environment, log)
         super().__init__([self.server.url] * CALLS, model, patience, SILENCE, log=log)
 
@@ -84,6 +86,29 @@ class VllmEngine(RemoteEngine):
         super().close()
         self.server.close()
         self._folder.cleanup()
+
+    def _take(self, replica: Replica) -> list[Batch]:
+        """One call's batch, with its own seed: vLLM itself draws side by side what it is given."""
+        with self._changed:
+            waiting = [call for call in self._calls if call.waiting and not call.over]
+            taken = take_together(waiting[:1], self._rows)
+            if taken:
+                self._busy.add(replica)
+            return taken
+
+
+def _without_repeats(log: Callable[[str], None]) -> Callable[[str], None]:
+    """The child is asked for several batches at a time, and all of them miss it."""
+    last = ""
+
+    def tell(note: str) -> None:
+        nonlocal last
+        kind = " ".join(note.split()[:6])
+        if kind != last:
+            log(note)
+        last = kind
+
+    return tell
 
 
 def vllm_python() -> str:
