@@ -73,12 +73,15 @@ class KVCache:
     length: int = 0
 
     @classmethod
-    def empty(cls, config: MaiConfig, batch: int, columns: int) -> KVCache:
-        """Room for `columns` tokens of `batch` sequences."""
+    def empty(
+        cls, config: MaiConfig, batch: int, columns: int, like: Tensor | None = None
+    ) -> KVCache:
+        """Room for `columns` tokens of `batch` sequences, of the type and device of `like`."""
         shape = (
             config.num_hidden_layers, batch, config.num_key_value_heads, columns, config.head_dim
         )  # fmt: skip
-        return cls(torch.zeros(shape), torch.zeros(shape))
+        one = torch.empty(0) if like is None else like
+        return cls(one.new_zeros(shape), one.new_zeros(shape))
 
     def write(self, layer: int, k_BHTd: Tensor, v_BHTd: Tensor) -> tuple[Tensor, Tensor]:
         """Append T columns to a layer; returns everything up to them."""
@@ -89,6 +92,7 @@ class KVCache:
 
     def select(self, rows: Tensor) -> KVCache:
         """Keep (or repeat) the given rows."""
+        rows = rows.to(self.keys.device)
         return KVCache(
             self.keys.index_select(1, rows), self.values.index_select(1, rows), self.length
         )
@@ -143,4 +147,4 @@ class Attention(nn.Module):
 
 def _rotate(x_BHTd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x_BHTd.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BHTd.dtype)

@@ -20,7 +20,7 @@ from hillclimb.model.block_masks import attention_blocks
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.experts import mix_experts, mix_shared_experts
 from hillclimb.model.kernels import float32_linear, top_experts
-from hillclimb.model.moe import LatentMoE, SwiGLU
+from hillclimb.model.moe import LatentMoE, SwiGLU, forced, shares
 from hillclimb.model.parallel import heads_for_tokens, tokens_for_heads
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ class FastInputs:
         )
 
 
-def fast_layer(layer: DecoderLayer, x_BTD: Tensor, inputs: FastInputs) -> Tensor:
+def fast_layer(
+    layer: DecoderLayer, x_BTD: Tensor, inputs: FastInputs, routes_BTK: Tensor | None = None
+) -> Tensor:
     """One decoder layer over FP32 states; does what `DecoderLayer.forward` does."""
     x_BTD = _attention_sublayer(layer, x_BTD, inputs)
     ffn, eps, dropout = layer.ffn, layer.ffn_in.eps, _dropout(layer)
@@ -85,15 +87,19 @@ def fast_layer(layer: DecoderLayer, x_BTD: Tensor, inputs: FastInputs) -> Tensor
     after = ffn.latent_up.weight, layer.ffn_out.weight
     experts = ffn.gate_up_EFW, ffn.down_EWH
     if ffn.group is None:
-        x_BTD, mean_E, chosen_E = _compiled(_latent_moe)(
-            x_BTD, *before, *experts, *after, ffn.top_k, eps, dropout
+        x_BTD, mean_E, chosen_E, chosen_NK = _compiled(_latent_moe)(
+            x_BTD, *before, *experts, *after, routes_BTK, ffn.top_k, eps, dropout
         )
     else:
-        latent_NW, gates_NK, chosen_NK, mean_E = _compiled(_route)(x_BTD, *before, ffn.top_k, eps)
+        latent_NW, gates_NK, chosen_NK, mean_E = _compiled(_route)(
+            x_BTD, *before, routes_BTK, ffn.top_k, eps
+        )
         mixed_NW, chosen_E = mix_shared_experts(latent_NW, gates_NK, chosen_NK, *experts, ffn.group)
         x_BTD = _compiled(_leave_latent)(x_BTD, mixed_NW, *after, eps, dropout)
     if layer.training and ffn.watched:
         ffn.mean_E, ffn.chosen_E = mean_E, chosen_E
+    if ffn.recording:
+        ffn.routes_NK = chosen_NK
     return x_BTD
 
 
@@ -195,25 +201,31 @@ def _dense(
 
 def _latent_moe(
     x_BTD: Tensor, gain_in: Tensor, router: Tensor, latent_down: Tensor, gate_up_EFW: Tensor,
-    down_EWH: Tensor, latent_up: Tensor, gain_out: Tensor, top_k: int, eps: float, dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    latent_NW, gates_NK, chosen_NK, mean_E = _route(x_BTD, gain_in, router, latent_down, top_k, eps)
+    down_EWH: Tensor, latent_up: Tensor, gain_out: Tensor, routes_BTK: Tensor | None, top_k: int,
+    eps: float, dropout: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    latent_NW, gates_NK, chosen_NK, mean_E = _route(
+        x_BTD, gain_in, router, latent_down, routes_BTK, top_k, eps
+    )
     mixed_NW, chosen_E = mix_experts(
         latent_NW, gates_NK, chosen_NK, gate_up_EFW.to(latent_NW.dtype),
         down_EWH.to(latent_NW.dtype),
     )  # fmt: skip
-    return _leave_latent(x_BTD, mixed_NW, latent_up, gain_out, eps, dropout), mean_E, chosen_E
+    x_BTD = _leave_latent(x_BTD, mixed_NW, latent_up, gain_out, eps, dropout)
+    return x_BTD, mean_E, chosen_E, chosen_NK
 
 
 def _route(
-    x_BTD: Tensor, gain_in: Tensor, router: Tensor, latent_down: Tensor, top_k: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x_BTD: Tensor, gain_in: Tensor, router: Tensor, latent_down: Tensor,
+    routes_BTK: Tensor | None, top_k: int, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Latent states, gates and numbers of the chosen experts, mean probabilities."""
     normed_ND = _norm(x_BTD, gain_in, eps).flatten(0, 1)
     probs_NE = F.softmax(float32_linear(normed_ND, router.float()), dim=-1)
     chosen_NK = top_experts(probs_NE.detach(), top_k)
-    gates_NK = probs_NE.gather(1, chosen_NK)
-    gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
+    if routes_BTK is not None:
+        chosen_NK = forced(routes_BTK, chosen_NK)
+    gates_NK = shares(probs_NE.gather(1, chosen_NK))
     latent_NW = _linear(normed_ND.to(torch.bfloat16), latent_down)
     return latent_NW, gates_NK, chosen_NK, probs_NE.mean(0)
 

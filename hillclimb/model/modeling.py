@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,23 +33,27 @@ class DecoderLayer(nn.Module):
         self.ffn: nn.Module = (
             LatentMoE(config) if config.is_moe(layer) else SwiGLU(width, config.dense_ffn_size)
         )
+        self.is_moe = config.is_moe(layer)
         self.dropout = nn.Dropout(config.dropout)
         self.saved = SavedActivations()
 
     def forward(
-        self, x_BTD: Tensor, inputs: AttentionInputs | FastInputs, cache: KVCache | None
-    ) -> Tensor:
-        """Map (B, T, D) to (B, T, D)."""
-        return self.saved.layer(self, self._sublayers, x_BTD, inputs, cache)
+        self, x_BTD: Tensor, inputs: AttentionInputs | FastInputs, cache: KVCache | None,
+        routes_BTK: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Map (B, T, D) to (B, T, D); routes are for a layer of experts only."""
+        return self.saved.layer(self, self._sublayers, x_BTD, inputs, cache, routes_BTK)
 
     def _sublayers(
-        self, x_BTD: Tensor, inputs: AttentionInputs | FastInputs, cache: KVCache | None
-    ) -> Tensor:
+        self, x_BTD: Tensor, inputs: AttentionInputs | FastInputs, cache: KVCache | None,
+        routes_BTK: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         if isinstance(inputs, FastInputs):
-            return fast_layer(self, x_BTD, inputs)
+            return fast_layer(self, x_BTD, inputs, routes_BTK)
         attended = self.attention(self.attention_in(x_BTD), inputs, cache)
         x_BTD = x_BTD + self.dropout(self.attention_out(attended))
-        return x_BTD + self.dropout(self.ffn_out(self.ffn(self.ffn_in(x_BTD))))
+        routes = () if routes_BTK is None else (routes_BTK,)
+        return x_BTD + self.dropout(self.ffn_out(self.ffn(self.ffn_in(x_BTD), *routes)))
 
 
 class MaiForCausalLM(PreTrainedModel):
@@ -126,6 +131,7 @@ class MaiForCausalLM(PreTrainedModel):
         segments: Tensor | None = None,
         cache: KVCache | None = None,
         starts: Tensor | None = None,
+        routes: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states (B, T, D) of tokens (B, T); of its own ones, where ranks share rows.
 
@@ -136,6 +142,12 @@ class MaiForCausalLM(PreTrainedModel):
             segments: (B, T) document numbers of a packed sequence; tokens see their own only.
             cache: keys and values of earlier columns; T new ones are appended.
             starts: (B,) first real column of left-padded rows (with a cache).
+            routes: (B, T, MoE layers, top_k) experts that each token must go through, in whole
+                numbers of any type, -1 where the router chooses. The gates are the router's own
+                probabilities of those experts, and so are their gradients.
+
+        Raises:
+            ValueError: for routes of another number of layers or experts.
         """
         past = cache.length if cache is not None else 0
         inputs: AttentionInputs | FastInputs
@@ -144,12 +156,24 @@ class MaiForCausalLM(PreTrainedModel):
             inputs, x = FastInputs.of(input_ids, segments, self.config), x.float()
         else:
             inputs = AttentionInputs.of(self.config, input_ids, past, segments, starts)
+        forced = self._routes(input_ids, routes)
         with self.saved.forward():
             for layer in self.layers:
-                x = layer(x, inputs, cache)
+                x = layer(x, inputs, cache, next(forced) if layer.is_moe else None)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.norm(x)
+
+    def _routes(self, input_ids: Tensor, routes: Tensor | None) -> Iterator[Tensor | None]:
+        """What each MoE layer is told, in depth order."""
+        moe = self.moe_layers()
+        if routes is None:
+            return iter([None] * len(moe))
+        shape = (*input_ids.shape, len(moe), self.config.num_experts_per_tok)
+        if routes.shape != shape:
+            raise ValueError(f"routes are {tuple(routes.shape)}, this model and batch want {shape}")
+        columns = own_columns(input_ids.shape[1], self.context)
+        return iter(routes[:, columns].unbind(2))
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Output logits in FP32."""

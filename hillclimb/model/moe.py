@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.parallel import Dispatch, Group
 
+_LEAST = 1e-20
+
 
 class Linear(nn.Linear):
     """x · W^T without bias, in the type of x whatever the weight is stored in."""
@@ -69,6 +71,17 @@ class RouterLoad:
         self.counts_LE.zero_()
 
 
+def forced(routes_BTK: Tensor, chosen_NK: Tensor) -> Tensor:
+    """The experts that tokens go through: the given ones, the router's where those are negative."""
+    routes_NK = routes_BTK.flatten(0, 1).to(chosen_NK.dtype)
+    return torch.where(routes_NK < 0, chosen_NK, routes_NK)
+
+
+def shares(probs_NK: Tensor) -> Tensor:
+    """The experts' probabilities over their sum; forced experts may all be next to impossible."""
+    return probs_NK / probs_NK.sum(-1, keepdim=True).clamp_min(_LEAST)
+
+
 class LatentMoE(nn.Module):
     """y = W_up sum_e g_e FFN_e(W_down x), top-k of a softmax over all experts, renormalised.
 
@@ -89,20 +102,30 @@ class LatentMoE(nn.Module):
         self.down_EWH = nn.Parameter(torch.empty(config.num_experts, width, ffn // 2))
         self.mean_E = self.chosen_E = torch.empty(0)
         self.group: Group | None = None
-        self.watched = True
+        self.watched, self.recording = True, False
+        self.routes_NK = torch.empty(0)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, routes_BTK: Tensor | None = None) -> Tensor:
         """Map (B, T, D) to (B, T, D); in training leaves `mean_E` and `chosen_E` for the load.
 
         Not so where it is not `watched`: a layer that is computed once more for its gradients.
+        While `recording`, leaves the chosen experts in `routes_NK`.
+
+        Args:
+            routes_BTK: experts that tokens must go through; see `MaiForCausalLM.hidden`.
         """
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         probs_NE = F.softmax(self.router(x_ND).float(), dim=-1)
         gates_NK, chosen_NK = torch.topk(probs_NE, self.top_k, dim=-1)
-        gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
+        if routes_BTK is not None:
+            chosen_NK = forced(routes_BTK, chosen_NK)
+            gates_NK = probs_NE.gather(1, chosen_NK)
+        gates_NK = shares(gates_NK)
         counts_E = torch.bincount(chosen_NK.flatten(), minlength=self.experts)
         if self.training and self.watched:
             self.mean_E, self.chosen_E = probs_NE.mean(0), counts_E
+        if self.recording:
+            self.routes_NK = chosen_NK
         latent_NW = self.latent_down(x_ND)
         mixed_NW = self._dispatch(latent_NW, gates_NK, chosen_NK, counts_E)
         return self.latent_up(mixed_NW).view_as(x_BTD)
@@ -114,7 +137,7 @@ class LatentMoE(nn.Module):
         token_M = torch.div(order, self.top_k, rounding_mode="floor")
         out_MW = self._experts(latent_NW.index_select(0, token_M), counts_E)
         weighted = out_MW * gates_NK.flatten().index_select(0, order)[:, None]
-        return torch.zeros_like(latent_NW).index_add(0, token_M, weighted)
+        return torch.zeros_like(latent_NW).index_add(0, token_M, weighted.to(latent_NW.dtype))
 
     def _experts(self, rows_MW: Tensor, counts_E: Tensor) -> Tensor:
         """Each row through its expert; rows are in order of their expert."""

@@ -65,6 +65,9 @@ def _lengths_fit(recipe: Recipe) -> Iterator[Problem]:
         for index, stage in enumerate(getattr(climb, "lengths", ())):
             if (tokens := getattr(stage, "max_tokens", None)) is not None:
                 asked.append((f"{place}.lengths.{index}.max_tokens", tokens))
+    consolidation = getattr(recipe, "consolidation", None)
+    if (distilled := getattr(consolidation, "on_policy", None)) is not None:
+        asked.append(("consolidation.on_policy.max_tokens", distilled.max_tokens))
     for place, sft in fine_tunings(recipe):
         if (length := getattr(sft, "sequence_length", None)) is not None:
             asked.append((f"{place}.sequence_length", length))

@@ -13,10 +13,21 @@ SPECIALISTS = ("stem", "agentic", "helpfulness")
 
 
 class Sampling(Section):
-    """How rollouts are drawn; the nucleus is replayed in the learner (report §3.1.5)."""
+    """How rollouts are drawn (report §3.1.5)."""
 
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.97, gt=0, le=1)
+
+
+class Replay(Section):
+    """What the sampler decided and the learner repeats (report §3.1.5, §3.6)."""
+
+    nucleus: bool = Field(
+        True, description="what the sampler could not draw is masked in the learner as well"
+    )
+    routes: bool = Field(
+        True, description="tokens go through the experts that they went through in the sampler"
+    )
 
 
 class OuterClip(Section):
@@ -198,9 +209,7 @@ class ClimbRecipe(Section):
     ratio: Literal["token", "sequence"] = Field(
         "token", description="of each token, or the geometric mean over the sequence (GSPO)"
     )
-    replay: Literal["nucleus", "none"] = Field(
-        "nucleus", description="what the sampler could not draw is masked in the learner as well"
-    )
+    replay: Replay = Replay()
     correction: Correction = NoCorrection()
     rewards: RewardWeights = RewardWeights()
     groups: Groups = Groups()
@@ -281,12 +290,30 @@ class Specialist(Section):
         return len(self.climbs)
 
 
+class OnPolicyDistillation(Section):
+    """The student draws; the advantage of a token is log p_teacher - log p_student."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    optimizer: RLOptimizer = RLOptimizer()
+    steps: int = Field(gt=0, description="each with rollouts of its own")
+    batch_prompts: int = Field(gt=0, description="one rollout each")
+    max_tokens: int = Field(gt=0, description="of a rollout")
+    balance_coefficient: float = Field(1e-5, ge=0)
+    micro_batch_tokens: int = Field(gt=0)
+    checkpoint_every: int = Field(10, gt=0)
+
+
 class Consolidation(Section):
-    """One model from three specialists' traces, balanced by samples (report §3.5)."""
+    """One model from three specialists, balanced by samples (report §3.5)."""
 
     shares: dict[Literal[SPECIALISTS], float]  # type: ignore[valid-type]
     traces: int = Field(gt=0)
     sft: SFTRecipe
+    on_policy: OnPolicyDistillation | None = Field(
+        None,
+        description="learn from what the specialists say of the model's own rollouts; "
+        "null: from their traces",
+    )
 
 
 class Evaluation(Section):

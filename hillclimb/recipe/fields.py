@@ -91,7 +91,7 @@ def expects(field: FieldInfo) -> str:
     text = describe(field.annotation)
     if is_section(kind := resolve(field.annotation, None)):
         required = [name for name, inner in kind.model_fields.items() if inner.is_required()]
-        text += f" with {', '.join(required)}" if required else ""
+        text += f" with {', '.join(required) or 'any of ' + ', '.join(kind.model_fields)}"
     bounds = [words for rule in field.metadata if (words := _bound(rule))]
     if bounds:
         text += " " + " and ".join(bounds)

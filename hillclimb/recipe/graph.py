@@ -27,7 +27,7 @@ CODE = {
     "climb": "stages/climb.py",
     "traces": "stages/distil.py",
     "student": "stages/distil.py",
-    "consolidation": "stages/distil.py",
+    "consolidation": "stages/consolidation.py",
     "scorecard": "stages/score.py",
     "model_card": "stages/card.py",
 }
@@ -267,16 +267,19 @@ def _specialist(recipe: Recipe, name: str, seed: int) -> list[StageSpec]:
 def _ending(recipe: Recipe, seed: int) -> list[StageSpec]:
     last = {n: f"{n}/round_{recipe.specialists[n].rounds - 1}" for n in SPECIALISTS}
     problems = {f"{n}_problems": f"{n}_problems" for n in SPECIALISTS}
+    config = _dump(recipe.consolidation)
+    if config["on_policy"]:
+        config = {key: config[key] for key in ("shares", "on_policy")}
+        told = {f"{n}_teacher": f"{prefix}/climb" for n, prefix in last.items()} | problems
+    else:
+        del config["on_policy"]
+        told = {n: f"{prefix}/traces" for n, prefix in last.items()}
     consolidated = StageSpec(
         "consolidated_model",
         "consolidation",
         "final",
-        {
-            "checkpoint": "mai_base_256k",
-            "tokenizer": "tokenizer",
-            **{n: f"{prefix}/traces" for n, prefix in last.items()},
-        },
-        _dump(recipe.consolidation),
+        {"checkpoint": "mai_base_256k", "tokenizer": "tokenizer", **told},
+        config,
         seed,
         recipe.compute.sft_ranks,
         gpu=True,

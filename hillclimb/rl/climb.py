@@ -22,7 +22,7 @@ from hillclimb.rl.grading import Graders
 from hillclimb.rl.groups import Buffer, Group, Sample
 from hillclimb.rl.metrics import Kept, Row, Update, age_columns, step_columns
 from hillclimb.rl.objective import EntropyControl, Objective
-from hillclimb.rl.policy import PolicyLoss, micro_batches, with_old_logprobs
+from hillclimb.rl.policy import PolicyLoss, micro_batches, with_old_logprobs, with_routes
 from hillclimb.rl.rollouts import Sampler
 from hillclimb.rl.stop import Stop, decide_stop, signalled
 from hillclimb.rl.turns import Problems, Source, Turns
@@ -116,7 +116,15 @@ class Climb:
         found = self.source.begin(self.update)
         self._waited = time.perf_counter() - started
         self.curriculum.observe(found.truncated_share)
+        if self.config["replay"]["routes"]:
+            self.buffer.groups = [self._with_routes(group) for group in self.buffer.groups]
         return found
+
+    def _with_routes(self, group: Group) -> Group:
+        """What an engine that tells no routes leaves out, while the weights are still its own."""
+        tokens = self.config["micro_batch_tokens"]
+        samples = with_routes(self.learner.model, group.samples, tokens, self.update)
+        return replace(group, samples=tuple(samples))
 
     def _learn(self, update: Update) -> list[Row]:
         rows: list[Row] = []
@@ -155,7 +163,7 @@ class Climb:
         )  # fmt: skip
 
     def _vocab(self) -> int | None:
-        replayed = self.config["replay"] == "nucleus"
+        replayed = self.config["replay"]["nucleus"]
         return self.sampler.tokenizer.vocab_size if replayed else None
 
     def _nothing_left(self, update: Update) -> Stop | None:

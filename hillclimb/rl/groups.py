@@ -35,6 +35,7 @@ class Sample:
         versions: the weights that drew each token, int32 (T,); empty where nobody asks.
         routes: the experts of the first rows of prompt and tokens, uint16
             (rows, MoE layers, top_k); the other rows are routed freely.
+        advantage: of the rollout, or of each drawn token.
         old: the learner's own log-probabilities of the drawn tokens before the first step of
             this update, float32; None where the sampler's stand for them.
     """
@@ -44,7 +45,7 @@ class Sample:
     drawn: np.ndarray
     logprobs: np.ndarray
     nucleus: np.ndarray
-    advantage: float
+    advantage: float | np.ndarray
     versions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     routes: np.ndarray = field(default_factory=no_routes)
     old: np.ndarray | None = None

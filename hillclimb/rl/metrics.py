@@ -115,6 +115,7 @@ def step_columns(sums: Row, tokens: int, groups: list[Group], before: list[Row])
         sums: what the learner gave; tokens: drawn ones in the batch.
         before: the rows of all earlier steps.
     """
+    samples = [sample for group in groups for sample in group.samples]
     return {
         "entropy": sums["entropy"] / tokens,
         "trust_clip_share": sums["trust_clipped"] / tokens,
@@ -124,7 +125,8 @@ def step_columns(sums: Row, tokens: int, groups: list[Group], before: list[Row])
         "grad_norm_ratio": norm_ratio([row["grad_norm"] for row in before], sums["grad_norm"]),
         "balance_loss": sums["balance_loss"],
         "groups_learned": len(groups),
-        "learned_tokens": sum(s.length for g in groups for s in g.samples),
+        "learned_tokens": sum(s.length for s in samples),
+        "routed_share": sum(len(s.routes) for s in samples) / sum(s.length - 1 for s in samples),
     }
 
 

@@ -4,6 +4,10 @@ With the nucleus replayed, both sides are the same distribution: after temperatu
 that the sampler could draw. Without, the learner's is over the whole vocabulary, and the sampler's
 stays the one that it drew from; at equal weights the ratio is then the nucleus's mass, between
 `top_p` and 1, instead of 1.
+
+With routes replayed, each token goes through the experts that it went through when it was fed for
+drawing. The gates are the learner's own probabilities of those experts, so its router learns. A
+token without a recorded route, such as the last one, is routed freely.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hillclimb.model.modeling import MaiForCausalLM
+from hillclimb.model.routes import for_model, recorded
 from hillclimb.rl.groups import Sample
 from hillclimb.rl.objective import DrawnTokens, Objective, policy_objective
 from hillclimb.rollout.sampling import unpack_mask
@@ -32,6 +37,7 @@ class PolicyBatch:
         targets: of the N drawn tokens.
         drawn: what is known of them.
         kept: bool (N, V), what the sampler could draw; None where it is not replayed.
+        routes: int16 (B, T, MoE layers, top_k), -1 where free; None where all are.
     """
 
     tokens: Tensor
@@ -40,13 +46,14 @@ class PolicyBatch:
     targets: Tensor
     drawn: DrawnTokens
     kept: Tensor | None
+    routes: Tensor | None = None
 
     def to(self, device: torch.device) -> PolicyBatch:
         """On another device."""
-        kept = None if self.kept is None else self.kept.to(device)
+        kept, routes = (None if t is None else t.to(device) for t in (self.kept, self.routes))
         return PolicyBatch(
             self.tokens.to(device), self.segments.to(device), self.positions.to(device),
-            self.targets.to(device), self.drawn.to(device), kept,
+            self.targets.to(device), self.drawn.to(device), kept, routes,
         )  # fmt: skip
 
 
@@ -83,7 +90,7 @@ def _batch(rows: list[Sample], vocab: int | None) -> PolicyBatch:
         targets.append(body[columns])
         engine.append(torch.from_numpy(row.logprobs[row.drawn]))
         old.append(engine[-1] if row.old is None else torch.from_numpy(row.old))
-        weights.append(torch.full((len(columns),), row.advantage))
+        weights.append(torch.from_numpy(np.full(len(columns), row.advantage, np.float32)))
         if vocab is not None:
             kept.append(unpack_mask(row.nucleus[row.drawn], vocab))
     places = torch.cat(positions)
@@ -91,15 +98,27 @@ def _batch(rows: list[Sample], vocab: int | None) -> PolicyBatch:
         torch.cat(engine), torch.cat(old), torch.cat(weights), places[:, 0], len(rows)
     )
     return PolicyBatch(
-        tokens, segments, places, torch.cat(targets), drawn, torch.cat(kept) if kept else None
-    )
+        tokens, segments, places, torch.cat(targets), drawn, torch.cat(kept) if kept else None,
+        _routes(rows, width),
+    )  # fmt: skip
+
+
+def _routes(rows: list[Sample], width: int) -> Tensor | None:
+    shape = next((row.routes.shape[1:] for row in rows if len(row.routes)), None)
+    if shape is None:
+        return None
+    routes = torch.full((len(rows), width, *shape), -1, dtype=torch.int16)
+    for index, row in enumerate(rows):
+        if len(row.routes):
+            routes[index, : len(row.routes)] = for_model(row.routes)
+    return routes
 
 
 def drawn_logprobs(model: Any, batch: PolicyBatch, temperature: float) -> Tensor:
     """Log-probabilities (N,) of the drawn tokens; what the batch does not keep is at -inf first."""
     core: MaiForCausalLM = getattr(model, "module", model)
     batch = batch.to(core.embed.weight.device)
-    hidden = core.hidden(batch.tokens, batch.segments)
+    hidden = core.hidden(batch.tokens, batch.segments, routes=batch.routes)
     picked = hidden[batch.positions[:, 0], batch.positions[:, 1]]
     logits = core.logits(picked) / temperature
     if batch.kept is not None:
@@ -121,6 +140,32 @@ def with_old_logprobs(
         sizes = np.cumsum([samples[i].drawn.sum() for i in rows])[:-1]
         for i, part in zip(rows, np.split(logprobs, sizes), strict=True):
             found[i] = replace(samples[i], old=part)
+    return found
+
+
+@torch.no_grad()
+def with_routes(
+    model: MaiForCausalLM, samples: Sequence[Sample], tokens: int, version: int
+) -> list[Sample]:
+    """The samples with the routes that the model, at this version of the weights, gives them.
+
+    For engines that tell no routes. Those that have some keep them, and one that other weights
+    drew, wholly or in part, stays without.
+    """
+    model.eval()
+    found = list(samples)
+    wanting = [
+        i for i, s in enumerate(samples) if not len(s.routes) and (s.versions == version).all()
+    ]
+    for rows in _packed([samples[i] for i in wanting], tokens):
+        places = [wanting[row] for row in rows]
+        batch = _batch([samples[i] for i in places], None).to(model.embed.weight.device)
+        with recorded(model) as routes:
+            model.hidden(batch.tokens, batch.segments)
+            passed = routes()
+        passed = passed.reshape(*batch.tokens.shape, *passed.shape[1:])
+        for i, row in zip(places, passed, strict=True):
+            found[i] = replace(samples[i], routes=row[: samples[i].length - 1].copy())
     return found
 
 

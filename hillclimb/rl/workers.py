@@ -73,7 +73,10 @@ class ProblemWorker:
         if not problems:
             return []
         sampling = self.config["sampling"]
-        params = SamplingParams(longest, sampling["temperature"], sampling["top_p"])
+        params = SamplingParams(
+            longest, sampling["temperature"], sampling["top_p"],
+            routes=self.config["replay"]["routes"],
+        )  # fmt: skip
         started = time.perf_counter()
         rollouts = self.runner.run([p for p in problems for _ in range(size)], params, seed)
         sampled = time.perf_counter()

@@ -11,15 +11,25 @@ from torch import Tensor
 from hillclimb.model.attention import KVCache
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches
+from hillclimb.rollout.route_log import RouteLog
 from hillclimb.rollout.sampling import draw, pack_mask
 
 
 class TorchEngine:
-    """Generates with a copy of the model in this process."""
+    """Generates with a copy of the model in this process, on the model's device.
 
-    def __init__(self, model: MaiForCausalLM, batch_size: int = BATCH_ROWS) -> None:
+    Args:
+        batch_size: most prompts that are drawn together.
+        dtype: what it computes in.
+    """
+
+    def __init__(
+        self, model: MaiForCausalLM, batch_size: int = BATCH_ROWS,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         self.model = MaiForCausalLM(model.config)
         self.model.load_state_dict(model.state_dict())
+        self.model.to(device=model.embed.weight.device, dtype=dtype)  # type: ignore[call-arg]
         self.model.eval().requires_grad_(False)
         self.batch_size = batch_size
         self._version = self._interrupts = 0
@@ -54,7 +64,9 @@ class TorchEngine:
         interrupts = self._interrupts
         for batch in batches(prompts, seed, self.batch_size):
             generator = torch.Generator().manual_seed(batch.seed)
-            done += self._batch(batch.prompts, params, generator, interrupts)
+            with RouteLog(self.model, params.routes) as routes:
+                found = self._batch(batch.prompts, params, generator, routes, interrupts)
+                done += routes.put(found, batch.prompts)
         return done
 
     def _batch(
@@ -62,12 +74,13 @@ class TorchEngine:
         prompts: Sequence[list[int]],
         params: SamplingParams,
         generator: torch.Generator,
+        routes: RouteLog,
         interrupts: int,
     ) -> list[Completion]:
         """Draw until all rows end, or for no longer than `interrupts` stays as it is."""
         if interrupts != self._interrupts:
             return self._collect([], len(prompts), params)
-        cache, logits, starts = self._prefill(prompts, params.max_tokens)
+        cache, logits, starts = self._prefill(prompts, params.max_tokens, routes)
         rows = torch.arange(len(prompts))
         stops = torch.tensor(params.stop, dtype=torch.long)
         steps: list[tuple[Tensor, Tensor, Tensor, np.ndarray]] = []
@@ -84,9 +97,15 @@ class TorchEngine:
                 keep = alive.nonzero()[:, 0]
                 cache, rows, starts = cache.select(keep), rows[keep], starts[keep]
                 tokens = tokens[keep]
-            hidden = self.model.hidden(tokens[:, None], cache=cache, starts=starts)
-            logits = self.model.logits(hidden[:, -1])
+            logits = self._logits(tokens[:, None], cache, starts)
+            routes.fed(rows)
         return self._collect(steps, len(prompts), params)
+
+    def _logits(self, ids: Tensor, cache: KVCache, starts: Tensor) -> Tensor:
+        """What follows the last column of the tokens, (B, V) on the host."""
+        device = self.model.embed.weight.device
+        hidden = self.model.hidden(ids.to(device), cache=cache, starts=starts.to(device))
+        return self.model.logits(hidden[:, -1]).cpu()
 
     @staticmethod
     def _choose(
@@ -97,7 +116,9 @@ class TorchEngine:
             return best.indices, best.values, torch.empty(0, dtype=torch.bool)
         return draw(logits, params.temperature, params.top_p, generator)
 
-    def _prefill(self, prompts: Sequence[list[int]], room: int) -> tuple[KVCache, Tensor, Tensor]:
+    def _prefill(
+        self, prompts: Sequence[list[int]], room: int, routes: RouteLog
+    ) -> tuple[KVCache, Tensor, Tensor]:
         """Run every different prompt once, left-padded, then spread the cache over its group."""
         distinct: dict[tuple[int, ...], int] = {}
         owner = torch.tensor([distinct.setdefault(tuple(p), len(distinct)) for p in prompts])
@@ -107,9 +128,10 @@ class TorchEngine:
         for prompt, row in distinct.items():
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             starts[row] = width - len(prompt)
-        cache = KVCache.empty(self.model.config, len(distinct), width + room)
-        hidden = self.model.hidden(ids, cache=cache, starts=starts)
-        logits = self.model.logits(hidden[:, -1])
+        like = self.model.embed.weight
+        cache = KVCache.empty(self.model.config, len(distinct), width + room, like)
+        logits = self._logits(ids, cache, starts)
+        routes.began(owner, starts)
         return cache.select(owner), logits[owner], starts[owner]
 
     def _collect(

@@ -10,7 +10,14 @@ from hillclimb.recipe.graph import PHASES, StageSpec, checkpoints, stage_specs
 from hillclimb.recipe.schema import Recipe
 from hillclimb.scaling.counts import Parameters, count_parameters
 from hillclimb.scaling.memory import GIB, Memory, training_state_bytes, weights_bytes
-from hillclimb.scaling.work import Work, climb_work, evaluation_work, phase_work, tuning_work
+from hillclimb.scaling.work import (
+    Work,
+    climb_work,
+    distillation_work,
+    evaluation_work,
+    phase_work,
+    tuning_work,
+)
 
 ASSUMPTIONS = (
     "responses are half as long as their limit on average",
@@ -181,6 +188,8 @@ def _student(recipe: Recipe, spec: StageSpec, specs: dict[str, StageSpec]) -> Wo
 
 
 def _consolidation(recipe: Recipe, spec: StageSpec, _: dict[str, StageSpec]) -> Work:
+    if (distilled := recipe.consolidation.on_policy) is not None:
+        return distillation_work(recipe, distilled)
     shares = recipe.consolidation.shares
     limits = {n: s.climbs[-1].lengths[-1].max_tokens for n, s in recipe.specialists.items()}
     mean = sum(shares[n] * limits[n] for n in shares) / sum(shares.values())
@@ -214,11 +223,15 @@ def _misfit(recipe: Recipe, stage: StagePlan) -> Iterator[Misfit]:
     needs = stage.memory.total / GIB
     if needs > accelerator.memory_gib:
         part = stage.memory.largest
-        change = _change(stage, part)
+        change = _change(recipe, stage, part)
         yield Misfit(stage.name, needs, accelerator.memory_gib, accelerator.name, part, change)
 
 
-def _change(stage: StagePlan, part: str) -> str:
+def _consolidated_by(recipe: Recipe) -> str:
+    return "sft" if recipe.consolidation.on_policy is None else "on_policy"
+
+
+def _change(recipe: Recipe, stage: StagePlan, part: str) -> str:
     """The fields that make `part` of a stage smaller."""
     if part == "cache" or stage.kind == "scorecard":
         return "compute.rollout_server"
@@ -227,7 +240,7 @@ def _change(stage: StagePlan, part: str) -> str:
     else:
         place = "compute.post_training"
         micro = {
-            "consolidation": "consolidation.sft.micro_batch_tokens",
+            "consolidation": f"consolidation.{_consolidated_by(recipe)}.micro_batch_tokens",
             "student": f"specialists.{stage.group}.student.micro_batch_tokens",
         }.get(stage.kind, _climb_place(stage))
     if part == "activations":

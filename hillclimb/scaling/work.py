@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from hillclimb.recipe.climb import ClimbRecipe, LengthStage, SFTRecipe
+from hillclimb.recipe.climb import (
+    SPECIALISTS,
+    ClimbRecipe,
+    LengthStage,
+    OnPolicyDistillation,
+    SFTRecipe,
+)
 from hillclimb.recipe.schema import Recipe
 from hillclimb.recipe.training import Phase
 from hillclimb.scaling.flops import decode_flops, training_flops
-from hillclimb.scaling.memory import Memory, rollout_memory, training_memory
+from hillclimb.scaling.memory import Memory, rollout_memory, training_memory, weights_bytes
 
 MEAN_LENGTH = 0.5
 
@@ -44,6 +50,31 @@ def tuning_work(recipe: Recipe, sft: SFTRecipe, traces: int, limit: int) -> Work
     flops = tokens * training_flops(recipe.model, vocab, length)
     memory = _learner_memory(recipe, ranks, sft.micro_batch_tokens)
     return Work(tokens, flops, memory, ranks, _training_hours(recipe, flops, ranks))
+
+
+def distillation_work(recipe: Recipe, config: OnPolicyDistillation) -> Work:
+    """Sampling, the teachers' forward passes and learning, in turns on the same accelerators.
+
+    The teachers of all specialists stay in memory.
+    """
+    compute, vocab = recipe.compute, recipe.tokenizer.vocab_size
+    ranks, length = compute.sft_ranks, _mean(config.max_tokens)
+    tokens = config.steps * config.batch_prompts * length
+    sampling = tokens * decode_flops(recipe.model, vocab, length / 2)
+    learning = tokens * training_flops(recipe.model, vocab, length)
+    judging = learning / 3
+    width = compute.accelerator.weight_bytes
+    rollouts = rollout_memory(
+        recipe.model, vocab, compute.rollout_server, config.batch_prompts, config.max_tokens, width
+    )
+    teachers = Memory(weights=len(SPECIALISTS) * weights_bytes(recipe.model, vocab))
+    return Work(
+        2 * tokens,
+        sampling + judging + learning,
+        _learner_memory(recipe, ranks, config.micro_batch_tokens) + rollouts + teachers,
+        ranks,
+        _decode_hours(recipe, sampling, ranks) + _training_hours(recipe, judging + learning, ranks),
+    )
 
 
 def climb_work(recipe: Recipe, climb: ClimbRecipe) -> Work:

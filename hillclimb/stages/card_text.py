@@ -125,11 +125,18 @@ def _recipe(config: dict[str, Any]) -> str:
             f"{config['batch_tokens']:,} tokens, {schedule['type']} from {schedule['peak']:g}"
         )
     if "climb" in config:
-        climb = config["climb"]
+        climb, entropy = config["climb"], config["climb"]["entropy"]
+        target = f"entropy target {entropy['target']:g}" if entropy else "no entropy controller"
         return (
             f"learning rate {climb['learning_rate']:g}, groups of {climb['groups']['early']} then "
-            f"{climb['groups']['full']}, entropy target {climb['entropy']['target']:g}, "
+            f"{climb['groups']['full']}, {target}, "
             f"lengths {', '.join(str(s['max_tokens']) for s in climb['lengths'])}"
+        )
+    if "on_policy" in config:
+        told = config["on_policy"]
+        return (
+            f"distilled on-policy from the specialists in {told['steps']} steps of "
+            f"{told['batch_prompts']} rollouts, learning rate {told['learning_rate']:g}"
         )
     sft = config.get("sft", config)
     return f"fine-tuned for {sft['epochs']} epochs from {sft['peak']:g} to {sft['floor']:g}"

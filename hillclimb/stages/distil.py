@@ -1,4 +1,4 @@
-"""Traces from a climb, students from traces, one model from three specialists' traces."""
+"""Traces from a climb, and fine-tuning on traces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from hillclimb.distillation.sft import FineTuner, Trace, tokenise_trace
 from hillclimb.distillation.traces import TraceFilter, select_traces
-from hillclimb.recipe.climb import SPECIALISTS
 from hillclimb.stages.account import write_goodput
 from hillclimb.stages.context import Context, one_rank
 from hillclimb.stages.models import load_model, save_model
@@ -61,28 +60,13 @@ def make_traces(context: Context) -> None:
 def make_student(context: Context) -> None:
     """Fine-tune the fresh mid-trained checkpoint on one specialist's traces."""
     traces = read_rows(context.input("traces"), "traces.parquet")
-    _fine_tune(context, traces, context.config, {"traces": len(traces)})
+    fine_tune(context, traces, context.config, {"traces": len(traces)})
 
 
-def make_consolidation(context: Context) -> None:
-    """Fine-tune the fresh mid-trained checkpoint on all traces, by share of samples."""
-    total, shares = context.config["traces"], context.config["shares"]
-    weight = sum(shares[name] for name in SPECIALISTS)
-    picked: list[dict[str, Any]] = []
-    counts: dict[str, int] = {}
-    for name in SPECIALISTS:
-        traces = read_rows(context.input(name), "traces.parquet")
-        wanted = round(total * shares[name] / weight)
-        counts[name] = min(wanted, len(traces))
-        if len(traces) < wanted:
-            context.reporter.log(f"{name} has {len(traces)} traces, {wanted} were asked for")
-        picked += traces[:wanted]
-    _fine_tune(context, picked, context.config["sft"], counts)
-
-
-def _fine_tune(
+def fine_tune(
     context: Context, rows: list[dict[str, Any]], config: dict[str, Any], counts: dict[str, int]
 ) -> None:
+    """Fine-tune the checkpoint on rows of traces, and commit it; `counts` go to the summary."""
     one_rank(context)
     runtime.start(context.request.threads)
     model, tokenizer, _ = load_model(context.input("checkpoint"), config["dropout"])

@@ -18,7 +18,7 @@ KINDS = {
     "climb": "hillclimb.stages.climb:make_climb",
     "traces": "hillclimb.stages.distil:make_traces",
     "student": "hillclimb.stages.distil:make_student",
-    "consolidation": "hillclimb.stages.distil:make_consolidation",
+    "consolidation": "hillclimb.stages.consolidation:make_consolidation",
     "scorecard": "hillclimb.stages.score:make_scorecard",
     "model_card": "hillclimb.stages.card:make_model_card",
 }

@@ -207,10 +207,11 @@ def test_what_only_cheating_wins_is_counted_and_never_learnt(
         {"clips": {"type": "fixed"}, "entropy": None},
         {"clips": {"type": "adaptive", "outer": None}},
         {"ratio": "sequence"},
-        {"replay": "none"},
+        {"replay": {"nucleus": False}},
+        {"replay": {"routes": False}},
         {"correction": {"type": "truncated", "cap": 1.5}},
-        {"clips": {"type": "fixed"}, "entropy": None, "ratio": "sequence", "replay": "none",
-         "correction": {"type": "truncated"}},
+        {"clips": {"type": "fixed"}, "entropy": None, "ratio": "sequence",
+         "replay": {"nucleus": False, "routes": False}, "correction": {"type": "truncated"}},
     ],
 )  # fmt: skip
 def test_every_choice_climbs(
@@ -222,3 +223,4 @@ def test_every_choice_climbs(
     assert climb.stop.reason == "steps"
     assert climb.rows[0]["grad_norm"] == pytest.approx(first_norm, rel=1e-4)
     assert climb.rows[0]["mismatch"] < 1e-5
+    assert climb.rows[0]["routed_share"] == choices.get("replay", {}).get("routes", True)

@@ -36,7 +36,8 @@ def stage_pod(request: Request, compute: Compute, laid_out: Layout) -> Spec:
         "command": ["python", "-m", "hillclimb.stages", request.kind, "--request", place],
         "env": _env({**_rendezvous(request, laid_out), **_threads(request)}, cluster),
     }
-    asks = request.kind in SANDBOXED_KINDS and cluster.sandboxes is not None
+    plays = request.kind in SANDBOXED_KINDS or "on_policy" in request.config
+    asks = plays and cluster.sandboxes is not None
     if request.kind not in GPU_KINDS:
         cluster = _light(cluster)
     return {**_pod(container, cluster, laid_out.gpus, laid_out), _TOKEN: asks}
