@@ -57,7 +57,8 @@ class VllmEngine(RemoteEngine):
     ) -> None:
         python, asked = vllm_python(), _environment_options()
         self._folder = tempfile.TemporaryDirectory(prefix="hillclimb-vllm-")
-        self._names = list(write_model(model, Path(self._folder.name)))
+        tensors = write_model(model, Path(self._folder.name))
+        self._types = {name: tensor.dtype for name, tensor in tensors.items()}
         words = [
             python, "-m", "hillclimb.rollout.vllm_worker", "--model", self._folder.name,
             "--options", json.dumps((options or {}) | asked),
@@ -74,7 +75,8 @@ class VllmEngine(RemoteEngine):
         Raises:
             RuntimeError: if the engine is wrong with them.
         """
-        super().load_weights({name: weights[name] for name in self._names}, version)
+        own = {name: weights[name].to(dtype) for name, dtype in self._types.items()}
+        super().load_weights(own, version)
         with suppress(Away):
             try:
                 Replica(self.server.url, SILENCE).send(self._weights)

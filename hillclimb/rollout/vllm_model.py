@@ -1,8 +1,9 @@
 """MAI-Base-1 in vLLM: its paged attention, its sharded linears, its fused experts.
 
-The same sums as `hillclimb.model`, and the same names in checkpoints. States between layers, norms,
-routers and logits are FP32 whatever the type of the engine, as in the learner: what is rounded
-there and not here, or the other way round, comes back as a gap between their log-probabilities.
+The same sums as `hillclimb.model`, and the same names in checkpoints. The embedding, states between
+layers, norms, routers and logits are FP32 whatever the type of the engine, as in the learner: what
+is rounded there and not here, or the other way round, comes back as a gap between their
+log-probabilities.
 Imported by vLLM alone.
 """
 
@@ -53,7 +54,7 @@ class RMSNorm(nn.Module):
 class Matrix(nn.Module):
     """A weight by itself, (rows, columns)."""
 
-    def __init__(self, rows: int, columns: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype) -> None:
         super().__init__()
         weight = torch.empty(rows, columns, dtype=dtype)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -212,7 +213,7 @@ class Decoder(nn.Module):
         config: MaiConfig = vllm_config.model_config.hf_config
         self.pairs, self.theta = config.head_dim // 2, config.rope_theta
         rows = config.vocab_size + -config.vocab_size % VOCABULARY_MULTIPLE
-        self.embed = Matrix(rows, config.hidden_size)
+        self.embed = Matrix(rows, config.hidden_size, torch.float32)
         vars(self.embed.weight)["weight_loader"] = _load_first_rows
         self.layers = nn.ModuleList(
             DecoderLayer(config, i, vllm_config, f"{prefix}layers.{i}")
@@ -222,7 +223,7 @@ class Decoder(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """FP32 states (N, D) of tokens (N,) at positions (N,)."""
-        x_ND = F.embedding(input_ids, self.embed.weight).float()
+        x_ND = F.embedding(input_ids, self.embed.weight)
         rate = self.theta ** (-torch.arange(self.pairs, device=positions.device) / self.pairs)
         angle_N1d = (positions[:, None].float() * rate[None, :])[:, None]
         cos, sin = angle_N1d.cos(), angle_N1d.sin()
@@ -237,7 +238,6 @@ class MaiForCausalLM(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         self.config: MaiConfig = vllm_config.model_config.hf_config
-        self.dtype = vllm_config.model_config.dtype
         self.decoder: Any = Decoder(vllm_config=vllm_config, prefix=prefix)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
@@ -253,12 +253,7 @@ class MaiForCausalLM(nn.Module):
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """Logits (N, V) in FP32; the rows that fill the vocabulary up have none."""
-        weight = self.decoder.embed.weight
-        if weight.is_cuda and self.dtype != torch.float32:
-            states = hidden_states.to(self.dtype)
-            logits = torch.mm(states, weight.t(), out_dtype=torch.float32)
-        else:
-            logits = F.linear(hidden_states.float(), weight.float())
+        logits = F.linear(hidden_states, self.decoder.embed.weight)
         return logits[:, : self.config.vocab_size]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
