@@ -35,7 +35,7 @@ class NucleusRecorder(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self.rows: dict[int, tuple[str, float, list[int]]] = {}
-        self.steps: list[tuple[list[tuple[str, int, int]], Tensor]] = []
+        self.kept: dict[str, dict[int, tuple[np.ndarray, int]]] = {}
         self.vocabulary, self.pinned = vllm_config.model_config.get_vocab_size(), is_pin_memory
         NucleusRecorder.running = self
 
@@ -75,8 +75,10 @@ class NucleusRecorder(LogitsProcessor):
         top_p = [self.rows[row][1] for row in rows]
         limit = top_p[0] if len(set(top_p)) == 1 else logits.new_tensor(top_p)[:, None]
         kept = nucleus(picked.softmax(-1), limit)
-        places = [(self.rows[row][0], len(self.rows[row][2]), i) for i, row in enumerate(rows)]
-        self.steps.append((places, self._to_host(_packed(kept))))
+        bits = self._to_host(_packed(kept)).numpy()
+        for index, row in enumerate(rows):
+            name, _, drawn = self.rows[row]
+            self.kept.setdefault(name, {})[len(drawn)] = bits, index
         if every:
             return logits.masked_fill_(~kept, -torch.inf)
         logits[rows] = picked.masked_fill(~kept, -torch.inf)
@@ -90,23 +92,15 @@ class NucleusRecorder(LogitsProcessor):
         """
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        width = (self.vocabulary + 7) // 8
-        wanted = {
-            name: np.zeros((length, width), np.uint8)
-            for name, length in zip(requests, lengths, strict=True)
-        }
-        left = []
-        for places, packed in self.steps:
-            bits, others = packed.numpy(), []
-            for name, place, row in places:
-                if name not in wanted:
-                    others.append((name, place, row))
-                elif place < len(wanted[name]):
-                    wanted[name][place] = bits[row]
-            if others:
-                left.append((others, packed))
-        self.steps = left
-        return [wanted[name] for name in requests]
+        return [self._take(name, length) for name, length in zip(requests, lengths, strict=True)]
+
+    def _take(self, request: str, length: int) -> np.ndarray:
+        places = self.kept.pop(request, {})
+        masks = np.empty((length, (self.vocabulary + 7) // 8), np.uint8)
+        for place in range(length):
+            bits, index = places[place]
+            masks[place] = bits[index]
+        return masks
 
     def _to_host(self, bits: Tensor) -> Tensor:
         if not bits.is_cuda:
