@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
-import threading
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -64,9 +61,9 @@ class _Sink(list[Any]):
 class LocalVllm:
     """vLLM's engine behind `RolloutEngine`; calls of several threads are drawn together.
 
-    One thread owns vLLM and does what the others ask for, between two tokens. After each load the
-    log-probabilities of a fixed prompt are held against those of `reference`: an engine that is
-    wrong draws nothing until a load is right. If vLLM itself fails, the process ends.
+    One thread, the one that makes it, owns vLLM: in `run` it does what others ask for, between two
+    tokens. After each load the log-probabilities of a fixed prompt are held against those of
+    `reference`: an engine that is wrong draws nothing until a load is right.
 
     Args:
         folder: a Hugging Face folder with the start, version 0.
@@ -92,7 +89,6 @@ class LocalVllm:
         self._version, self._calls, self._wrong = 0, 0, ""
         self._scratch = tempfile.TemporaryDirectory(prefix="hillclimb-weights-")
         self._check()
-        threading.Thread(target=self._run, daemon=True).start()
 
     @property
     def version(self) -> int:
@@ -138,18 +134,18 @@ class LocalVllm:
         """Let go of the weights on disk."""
         self._scratch.cleanup()
 
-    def _run(self) -> None:
-        """The thread that owns vLLM."""
-        try:
-            while True:
-                self._listen()
-                while self._orders and not (self._live and isinstance(self._orders[0], _Load)):
-                    self._begin(self._orders.popleft())
-                if self._live:
-                    self._finish(self._engine.step())
-        except Exception:
-            traceback.print_exc()
-            os._exit(1)
+    def run(self) -> None:
+        """Do what is asked for, for as long as vLLM can.
+
+        Raises:
+            Exception: where vLLM itself fails; callers then wait for ever, so the process must end.
+        """
+        while True:
+            self._listen()
+            while self._orders and not (self._live and isinstance(self._orders[0], _Load)):
+                self._begin(self._orders.popleft())
+            if self._live:
+                self._finish(self._engine.step())
 
     def _listen(self) -> None:
         """Read what was asked for; wait for it where there is nothing else to do."""

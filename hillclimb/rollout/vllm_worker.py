@@ -12,6 +12,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,23 +33,34 @@ CALLS = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM, or until the process that `--owner` names is gone."""
+    """Serve until SIGTERM, or until the process that `--owner` names is gone, or vLLM fails."""
     args = parser().parse_args(argv)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    from hillclimb.artifacts import ArtifactError
     from hillclimb.rollout.server import RolloutServer, end, end_with, start_folder
     from hillclimb.rollout.vllm_local import LocalVllm
 
     signal.signal(signal.SIGTERM, end)
     if args.owner:
         end_with(args.owner)
-    folder = args.model or start_folder(args.checkpoint, args.fingerprint)
-    reference = network(folder)
-    engine = LocalVllm(folder, reference, json.loads(args.options))
-    with RolloutServer((args.host, args.port), reference, engine=engine, calls=CALLS) as server:
+    try:
+        folder = args.model or start_folder(args.checkpoint, args.fingerprint)
+        reference = network(folder)
+        engine = LocalVllm(folder, reference, json.loads(args.options))
+        place = args.host, args.port
+        server = RolloutServer(place, reference, engine=engine, calls=CALLS)
+    except (ArtifactError, OSError, ValueError) as error:
+        print(f"the rollout server cannot start: {error}", file=sys.stderr, flush=True)
+        return 1
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         print(f"serving at {args.host}:{server.server_address[1]}", flush=True)
-        server.serve_forever()
-    return 0
+        try:
+            engine.run()
+        except Exception:
+            traceback.print_exc()
+        os._exit(1)
 
 
 def network(folder: Path) -> Any:
