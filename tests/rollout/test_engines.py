@@ -161,6 +161,7 @@ def test_calls_of_several_threads_are_drawn_side_by_side(engine, start):
     assert all(same_draws(alone[seed], together[seed]) for seed in range(4))
 
 
+@pytest.mark.slow("vLLM is started once more")
 def test_a_child_that_dies_is_noticed_and_started_anew_with_its_weights(engine, start, capsys):
     if isinstance(engine, TorchEngine):
         pytest.skip("the in-process engine has no child")

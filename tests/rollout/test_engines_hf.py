@@ -15,7 +15,10 @@ SIZES = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
 }  # fmt: skip
-pytestmark = pytest.mark.vllm("a child process for each model")
+pytestmark = [
+    pytest.mark.vllm("a child process for each model"),
+    pytest.mark.slow("vLLM takes its time to start"),
+]
 
 
 def made(config: LlamaConfig | Qwen3MoeConfig) -> PreTrainedModel:
