@@ -163,10 +163,13 @@ class RemoteEngine:
                 if call.weights is not self._weights:
                     call.interrupt(self._vocabulary)
                     self._changed.notify_all()
-            taken = take_together(self._calls, self._rows)
+            taken = self._choose()
             if taken:
                 self._busy.add(replica)
             return taken
+
+    def _choose(self) -> list[Batch]:
+        return take_together(self._calls, self._rows)
 
     def _drawn(self, replica: Replica, taken: list[Batch], done: list[Completion]) -> None:
         with self._changed:

@@ -89,14 +89,10 @@ class VllmEngine(RemoteEngine):
         self.server.close()
         self._folder.cleanup()
 
-    def _take(self, replica: Replica) -> list[Batch]:
+    def _choose(self) -> list[Batch]:
         """One call's batch, with its own seed: vLLM itself draws side by side what it is given."""
-        with self._changed:
-            waiting = [call for call in self._calls if call.waiting and not call.over]
-            taken = take_together(waiting[:1], self._rows)
-            if taken:
-                self._busy.add(replica)
-            return taken
+        waiting = [call for call in self._calls if call.waiting and not call.over]
+        return take_together(waiting[:1], self._rows)
 
 
 def _without_repeats(log: Callable[[str], None]) -> Callable[[str], None]:

@@ -23,7 +23,8 @@ from vllm.sampling_params import RequestOutputKind
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.rollout.engine import Completion, SamplingParams, undrawn
 from hillclimb.rollout.soundness import PROMPT_TOKENS, fixed_prompt, require_sound
-from hillclimb.rollout.vllm_plugin import register
+from hillclimb.rollout.vllm_model import MaiForCausalLM
+from hillclimb.rollout.vllm_plugin import ARCHITECTURE, register
 from hillclimb.rollout.vllm_sampling import NUCLEUS, REQUEST
 
 
@@ -76,6 +77,8 @@ class LocalVllm:
     """
 
     def __init__(self, folder: Path, reference: Any, options: dict[str, Any]) -> None:
+        # By its name alone, a process of its own would import vLLM to look at the network.
+        vllm.ModelRegistry.register_model(ARCHITECTURE, MaiForCausalLM)
         register()
         self._reference, self._config = reference, reference.config
         self._routed = isinstance(self._config, MaiConfig) and torch.cuda.is_available()

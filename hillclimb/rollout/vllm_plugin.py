@@ -6,10 +6,13 @@ from transformers import AutoConfig
 
 from hillclimb.model.configuration import MaiConfig
 
+ARCHITECTURE = "MaiForCausalLM"
+
 
 def register() -> None:
     """Make the configuration and the network known; vLLM asks once in each of its processes."""
     from vllm import ModelRegistry
 
     AutoConfig.register(MaiConfig.model_type, MaiConfig, exist_ok=True)
-    ModelRegistry.register_model("MaiForCausalLM", "hillclimb.rollout.vllm_model:MaiForCausalLM")
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, f"hillclimb.rollout.vllm_model:{ARCHITECTURE}")
