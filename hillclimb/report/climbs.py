@@ -156,6 +156,11 @@ def _charts(experiment: Experiment, line: Timeline) -> list[Chart]:
         "differently, of the rollouts that both look at."
     )
 
+    idle = (
+        "Shares of an update's time: the learner without groups to learn from; generation at a "
+        "standstill, because the buffer is full or because the learner has its turn."
+    )
+
     def chart(title: str, panels: list[Panel], caption: str = "", *signals: str) -> Chart:
         raised = alarms.marks(experiment, line, *signals)
         return Chart(title, panels, AXIS, [*line.marks(), *raised], caption=caption)
@@ -173,6 +178,7 @@ def _charts(experiment: Experiment, line: Timeline) -> list[Chart]:
               "reward_hack", "disagreement"),
         chart("Gradient norm and router balance", _health(line, tone), "", "gradient"),
         chart("Time an update", _seconds(line, tone)),
+        chart("Waiting, and tokens a second", _waiting(line, tone), idle),
     ]  # fmt: skip
 
 
@@ -190,6 +196,17 @@ def _seconds(line: Timeline, tone: int) -> list[Panel]:
     keys = (("seconds_sampling", "sampling", tone), ("seconds_learning", "learning", 5),
             ("seconds_grading", "grading", 7))  # fmt: skip
     return [Panel("seconds", line.stack(keys, total=True), "seconds", stacked=True)]
+
+
+def _waiting(line: Timeline, tone: int) -> list[Panel]:
+    waits = [line.line("learner_waited", "learner", tone),
+             line.line("generation_waited", "generation", 5)]  # fmt: skip
+    rates = [line.line("sampled_per_second", "sampled", tone),
+             line.line("learned_per_second", "learnt", 5)]  # fmt: skip
+    return [
+        Panel("of time", waits, "share", 0, 1),
+        Panel("tokens a second", rates, "count", low=0, short=True),
+    ]
 
 
 def _entropy(line: Timeline, recipe: ClimbRecipe) -> list[Panel]:
@@ -250,7 +267,14 @@ def _mismatch(line: Timeline) -> list[Panel]:
 
 def _ungraded(line: Timeline, tone: int) -> list[Panel]:
     return [
-        Panel("updates", [line.line("age", "age of rollouts", tone)], low=0),
+        Panel(
+            "updates",
+            [
+                line.line("age", "oldest token learnt from", tone),
+                line.line("age_mean", "mean of all", 5),
+            ],
+            low=0,
+        ),
         Panel("rollouts", [line.line("ungraded", "ungraded", 6)], "count", low=0, short=True),
     ]
 

@@ -17,7 +17,7 @@ from typing import Any
 from hillclimb.rl.apart import Apart, Closed
 from hillclimb.rl.curriculum import PromptQueue
 from hillclimb.rl.groups import Buffer, Group
-from hillclimb.rl.metrics import Update
+from hillclimb.rl.metrics import Row, Update
 from hillclimb.rl.turns import Prepare, Problems, seed_of
 from hillclimb.rl.workers import ProblemWorker
 
@@ -62,7 +62,7 @@ class Ahead:
         """Go on with the new weights, and wait for a batch."""
         self.apart.interrupt()
         with self._changed:
-            self.version, self.found = version, Update()
+            self.version, self.found = version, Update(before=self._columns)
             self._start()
             self._wait()
         return self.found
@@ -88,13 +88,20 @@ class Ahead:
         """Prompts taken, and those in flight: they are drawn again."""
         with self._changed:
             flying = [[number, *prompt] for number, prompt in sorted(self.in_flight.items())]
-            return {"taken": dict(self.queue.taken), "in_flight": flying}
+            told = {"taken": dict(self.queue.taken), "in_flight": flying}
+            return {**told, "columns": self._columns}
+
+    @property
+    def _columns(self) -> Row:
+        """What the newest update with rollouts tells of them; nothing before the first one."""
+        return self.found.columns() if self.found.kept else self.found.before
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave: what was in flight comes first."""
         self.queue.taken = dict(state["taken"])
         self._again = deque((number, (name, index)) for number, name, index in state["in_flight"])
         self.in_flight = dict(self._again)
+        self.found = Update(before=state["columns"])
 
     def close(self) -> None:
         """Stop the workers; what they have finished is taken over, the rest is let go."""

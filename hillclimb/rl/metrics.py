@@ -36,6 +36,7 @@ class Update:
         early_passes: of the early exit's samples.
         tried: the problems drawn so far, by specialist and index, in `prompts` prompts.
         told: costs that rows have by now.
+        before: columns of the update before; its shares stand as long as there are no rollouts.
     """
 
     kept: list[Kept] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Update:
     seconds_sampling: float = 0.0
     seconds_grading: float = 0.0
     told: Row = field(default_factory=dict)
+    before: Row = field(default_factory=dict)
 
     @property
     def sorted_groups(self) -> int:
@@ -92,6 +94,13 @@ class Update:
         """The columns that all rows of the update repeat."""
         parts = [kept.parts for kept in self.kept if kept.parts is not None]
         judged, differ = disagreement([kept.rollout for kept in self.kept])
+        counts: Row = {
+            "ungraded": sum(kept.parts is None for kept in self.kept),
+            "judged": judged,
+            **{f"groups_{fate}": count for fate, count in self.groups.items()},
+        }
+        if self.before and not self.kept:
+            return {**self.before, **counts}
         return {
             "pass_rate": self.pass_rate,
             "response_tokens": share([kept.rollout.drawn_tokens for kept in self.kept]),
@@ -100,11 +109,9 @@ class Update:
             "reward_language": share([p.language for p in parts]),
             "reward_length": share([p.length for p in parts]),
             "truncated_share": self.truncated_share,
-            "ungraded": sum(kept.parts is None for kept in self.kept),
             "hacked_share": share([bool(kept.canary) for kept in self.kept]),
-            "judged": judged,
             "disagreement": differ,
-            **{f"groups_{fate}": count for fate, count in self.groups.items()},
+            **counts,
         }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 
 from hillclimb.artifacts import Artifact
 from hillclimb.model.modeling import MaiForCausalLM
@@ -42,8 +41,9 @@ def open_engine(
         return RemoteEngine(servers.split(","), model, log=log)
     kind = os.environ.get(ENGINE, "torch")
     if kind == "vllm":
-        engine: RolloutEngine = import_module("hillclimb.rollout.vllm_engine").VllmEngine(model)
-        return engine
+        from hillclimb.rollout.vllm_engine import VllmEngine
+
+        return VllmEngine(model)
     if kind != "torch":
         raise ValueError(f"{ENGINE} is {kind!r}: set it to torch or vllm, or leave it out")
     if beside:

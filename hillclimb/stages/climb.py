@@ -115,7 +115,9 @@ def _restore(context: Context, climb: Climb, checkpoints: Checkpointer) -> None:
     state = checkpoints.load()
     if state is not None:
         climb.restore(state, load(checkpoints.extra("buffer.safetensors")))
-        context.reporter.log(f"going on after {len(climb.rows)} gradient steps")
+        again = len(state["in_flight"])
+        told = f"; prompts that were in flight and are drawn again: {again}" if again else ""
+        context.reporter.log(f"going on after {len(climb.rows)} gradient steps{told}")
     for name in context.out.list("rollouts"):
         if name >= PART.format(climb.update):
             context.out.remove(name)

@@ -324,7 +324,9 @@ def climb_row(
         "disagreement": 0.02, "balance_loss": 1.03, "groups_kept": 8,
         "groups_early_exit": rng.randrange(4), "groups_filtered": rng.randrange(3),
         "groups_stale": 0,
-        "max_tokens": 64 if step < 30 else 96, "age": step % 5 / 5, "sampled_tokens": 6000,
+        "max_tokens": 64 if step < 30 else 96, "age": step % 5 / 5, "age_mean": step % 5 / 9,
+        "learner_waited": 0.7, "generation_waited": 0.2, "sampled_per_second": 900.0,
+        "learned_per_second": 700.0, "sampled_tokens": 6000,
         "learned_tokens": 4000, "seconds_sampling": (step % 5 == 0) * (2.5 + rng.random()),
         "seconds_grading": (step % 5 == 0) * 0.2, "seconds_learning": 0.7 + 0.1 * rng.random(),
     }  # fmt: skip

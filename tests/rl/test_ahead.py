@@ -24,6 +24,7 @@ from climb_support import (
     pool,
 )
 from pydantic import ValidationError
+from torch import Tensor
 
 from hillclimb.model.tokenizer import TextTokenizer
 from hillclimb.recipe.climb import Staleness
@@ -180,6 +181,7 @@ def test_the_buffer_never_holds_more_than_its_bound_and_the_workers_wait(
         held.append(len(climb.buffer.groups) + sum(len(g) for *_, g in climb.source._done))
     assert max(held) <= most
     assert climb.rows[-1]["generation_waited"] > 0.2
+    assert min(row["pass_rate"] for row in climb.rows) > 0, "also where no group came in"
     assert climb.rows[-1]["age"] <= 3
 
 
@@ -234,6 +236,38 @@ def test_limited_draws_learn_from_a_short_batch(
     assert list(climb.run())
     assert len(climb.rows) == 8, "less than a batch does"
     assert {row["groups_learned"] for row in climb.rows} <= {1, 2}
+
+
+class Follower(Parrot):
+    """A parrot that speaks with the weights that it was given last."""
+
+    def __init__(self, learner: Learner, tokenizer: TextTokenizer) -> None:
+        super().__init__(own_network(learner), tokenizer, SAYS)
+        self.lock = threading.Lock()
+
+    def load_weights(self, weights: dict[str, Tensor], version: int) -> None:
+        with self.lock:
+            self.model.load_state_dict(weights)
+            self.version = version
+
+    def generate(
+        self, prompts: Sequence[list[int]], params: SamplingParams, seed: int
+    ) -> list[Completion]:
+        with self.lock:
+            return super().generate(prompts, params, seed)
+
+
+def test_the_mismatch_is_measured_on_what_the_present_weights_drew(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    follower = Follower(learner, tokenizer)
+    choices = {**SHAPE, "stop": {"max_mismatch": 1e-4}, "learning_rate": 1e-2}
+    climb = make_climb(learner, follower, graders, {}, **choices)
+    assert list(climb.run())
+    assert climb.stop is not None
+    assert climb.stop.reason == "steps"
+    assert max(row["age"] for row in climb.rows) > 0, "some batches were not fresh"
+    assert 0 < max(row["mismatch"] for row in climb.rows) < 1e-5
 
 
 class Broken(Parrot):
