@@ -1,0 +1,89 @@
+"""The table of tokens: each one that a climb learnt from, to its engine and to its learner.
+
+A row is a rollout; `update`, `group` and `sample` name it in the table of rollouts. Its part has
+the number of the update that learnt from it, which may be a later one than drew it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hillclimb.artifacts import ArtifactWriter
+from hillclimb.model.tokenizer import TextTokenizer
+from hillclimb.rl.learned import Learned
+from hillclimb.stages.tables import write_table
+
+TOKENS_PART = "tokens/part-{:05d}.parquet"
+TOKENS = pa.schema(
+    [(name, pa.int64()) for name in ("update", "group", "sample")]
+    + [(name, pa.int64()) for name in ("learner_version", "learner_steps")]
+    + [("tokens", pa.list_(pa.int32())), ("pieces", pa.list_(pa.string()))]
+    + [("drawn", pa.list_(pa.bool_())), ("version", pa.list_(pa.int32()))]
+    + [(name, pa.list_(pa.float32())) for name in ("logprob", "learner_logprob")]
+)
+LONGEST_CHARACTER = 4
+
+
+def write_tokens(
+    out: ArtifactWriter, update: int, learned: Sequence[Learned], tokenizer: TextTokenizer
+) -> None:
+    """Write the part of one update; an update that learnt nothing has none."""
+    if learned:
+        said = Pieces(tokenizer)
+        rows = [_row(each, said) for each in learned]
+        write_table(out, TOKENS_PART.format(update), rows, TOKENS)
+
+
+def _row(learned: Learned, said: Pieces) -> dict[str, Any]:
+    sample = learned.sample
+    own = np.full(len(sample.tokens), np.nan, np.float32)
+    own[sample.drawn] = learned.logprobs
+    return {
+        "update": learned.update,
+        "group": learned.group,
+        "sample": sample.number,
+        "learner_version": learned.learner_version,
+        "learner_steps": learned.learner_steps,
+        "tokens": sample.tokens,
+        "pieces": said.of(sample.tokens.tolist()),
+        "drawn": sample.drawn,
+        "version": sample.versions,
+        "logprob": _known(sample.logprobs, sample.drawn),
+        "learner_logprob": _known(own, sample.drawn),
+    }
+
+
+def _known(values: np.ndarray, drawn: np.ndarray) -> list[float | None]:
+    """None where nothing was drawn."""
+    return [float(v) if d else None for v, d in zip(values, drawn, strict=True)]
+
+
+class Pieces:
+    """The text that each token adds; of a character in several tokens, the last one has it."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._decode = tokenizer.decode
+        self._known: dict[int, str] = {}
+
+    def of(self, tokens: Sequence[int]) -> list[str]:
+        """One piece a token; bytes that are no text show as U+FFFD."""
+        pieces: list[str] = []
+        run: list[int] = []
+        for token in tokens:
+            run.append(token)
+            text = self._alone(token) if len(run) == 1 else self._decode(run)
+            whole = not text.endswith("\ufffd") or len(run) == LONGEST_CHARACTER
+            pieces.append(text if whole else "")
+            run = [] if whole else run
+        if run:
+            pieces[-1] = self._decode(run)
+        return pieces
+
+    def _alone(self, token: int) -> str:
+        if token not in self._known:
+            self._known[token] = self._decode([token])
+        return self._known[token]
