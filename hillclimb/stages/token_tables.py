@@ -6,6 +6,7 @@ the number of the update that learnt from it, which may be a later one than drew
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,6 @@ TOKENS = pa.schema(
     + [("drawn", pa.list_(pa.bool_())), ("version", pa.list_(pa.int32()))]
     + [(name, pa.list_(pa.float32())) for name in ("logprob", "learner_logprob")]
 )
-LONGEST_CHARACTER = 4
 
 
 def write_tokens(
@@ -66,24 +66,29 @@ class Pieces:
     """The text that each token adds; of a character in several tokens, the last one has it."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._decode = tokenizer.decode
-        self._known: dict[int, str] = {}
+        self._tokenizer = tokenizer.tokenizer
+        self._known: dict[int, bytes] = {}
 
     def of(self, tokens: Sequence[int]) -> list[str]:
         """One piece a token; bytes that are no text show as U+FFFD."""
-        pieces: list[str] = []
-        run: list[int] = []
-        for token in tokens:
-            run.append(token)
-            text = self._alone(token) if len(run) == 1 else self._decode(run)
-            whole = not text.endswith("\ufffd") or len(run) == LONGEST_CHARACTER
-            pieces.append(text if whole else "")
-            run = [] if whole else run
-        if run:
-            pieces[-1] = self._decode(run)
-        return pieces
+        reader = codecs.getincrementaldecoder("utf-8")("replace")
+        last = len(tokens) - 1
+        return [reader.decode(self._bytes(t), final=i == last) for i, t in enumerate(tokens)]
 
-    def _alone(self, token: int) -> str:
+    def _bytes(self, token: int) -> bytes:
         if token not in self._known:
-            self._known[token] = self._decode([token])
+            name = self._tokenizer.id_to_token(token) or ""
+            self._known[token] = bytes(BYTES[c] for c in name if c in BYTES)
         return self._known[token]
+
+
+def _byte_of() -> dict[str, int]:
+    """The byte that each character of a byte-level token's name stands for: printable Latin-1
+    itself, the others in order from U+0100."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    named = [*map(chr, shown), *(chr(256 + place) for place in range(len(hidden)))]
+    return dict(zip(named, [*shown, *hidden], strict=True))
+
+
+BYTES = _byte_of()
