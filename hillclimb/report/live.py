@@ -19,7 +19,7 @@ from hillclimb.report.experiment import Row, number
 from hillclimb.report.gaps import view
 from hillclimb.report.told import Listener, Told
 
-LATEST, OPENING = 48, 160
+LATEST, LOOKED_AT, OPENING = 48, 512, 160
 LISTED = ("update", "group", "sample", "kind", "status", "reward", "task", "graded", "response")
 LATER_PARTS = 16
 
@@ -72,7 +72,7 @@ class LiveClimbs:
         return Look(self.specs[name], told, self._trees[name].exists(MANIFEST), heard)
 
     def latest(self, name: str) -> list[Row]:
-        """The first rollouts of the newest part, as a list shows them."""
+        """Some rollouts of the newest part, as a list shows them: those learnt from first."""
         parts = self._parts(name, "rollouts")
         if not parts:
             return []
@@ -114,8 +114,9 @@ class LiveClimbs:
         tree = self._trees[name]
         try:
             with tree.fs.open(tree.path(part), "rb") as stream:
-                batches = pq.ParquetFile(stream).iter_batches(LATEST, columns=list(LISTED))
-                return list(next(batches).to_pylist())
+                batches = pq.ParquetFile(stream).iter_batches(LOOKED_AT, columns=list(LISTED))
+                rows = list(next(batches).to_pylist())
+                return sorted(rows, key=lambda row: row["status"] != "trained")[:LATEST]
         except (*ABSENT, StopIteration):
             return []
 

@@ -34,7 +34,7 @@ def frame(climbs: LiveClimbs) -> str:
         Markup(
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+            '<meta name="color-scheme" content="light dark">'
             "<title>hillclimb live: {0}</title><style>{1}</style></head>\n<body>"
             '<a class="skip" href="#numbers">Skip to the numbers</a>{2}'
             "<script>{3}</script></body></html>\n"

@@ -23,7 +23,7 @@ from hillclimb.report.gaps import place, views
 
 MAX_ROWS = 60_000
 MAX_CHARACTERS = 12_000_000
-MAX_TOKENS = 2_500_000
+MAX_TOKENS = 12_000_000
 NUMBERS = ("reward", "task", "language", "length")
 INTEGERS = ("update", "group", "sample", "response_tokens", "turns")
 WORDS = ("problem_id", "specialist", "kind", "status", "prompt", "reason")

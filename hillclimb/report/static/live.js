@@ -5,7 +5,7 @@
   const SAY = { pass: "passed", fail: "failed", none: "not graded" };
   const outcome = (row) => (!row.graded ? "none" : row.task > 0 ? "pass" : "fail");
   const shown = {};
-  let open = null, asked = location.hash.slice(1) ? decodeURIComponent(location.hash.slice(1)) : "";
+  let open = null, asked = new URLSearchParams(location.search).get("climb") ?? "";
 
   /* Only what has changed is drawn again; what the reader is at waits. */
   const busy = (node) => node.matches(":hover, :focus-within") && innerWidth > 820;
@@ -42,7 +42,7 @@
     const key = climb + JSON.stringify(rows);
     if (shown.rows === key || $("ro-list").contains(document.activeElement)) return;
     shown.rows = key;
-    $("ro-count").textContent = rows.length ? `The first ${whole(rows.length)} of update ${rows[0].update}.` : "None yet.";
+    $("ro-count").textContent = rows.length ? `${whole(rows.length)} of update ${rows[0].update}, those that a step learns from first.` : "None yet.";
     $("ro-list").replaceChildren(...rows.map((row) => {
       const state = outcome(row);
       const link = el("button", { type: "button", class: "ro-open", "aria-current": open === climb + idOf(row) ? "true" : null },
@@ -117,7 +117,7 @@
     clearTimeout(timer);
     timer = setTimeout(loop, EVERY);
   };
-  $("pick").addEventListener("change", () => { asked = $("pick").value; history.replaceState(null, "", "#" + encodeURIComponent(asked)); loop(); });
+  $("pick").addEventListener("change", () => { asked = $("pick").value; history.replaceState(null, "", "?" + new URLSearchParams({ climb: asked })); loop(); });
   document.addEventListener("visibilitychange", () => { if (!document.hidden) loop(); });
   loop();
 })();

@@ -72,6 +72,7 @@
   const link = (data, i) => "#rollout=" + encodeURI(idOf(data, i));
   const outcome = (data, i) => (!data.graded[i] ? "none" : data.task[i] > 0 ? "pass" : "fail");
   const SIGN = { pass: "✓", fail: "✗", none: "?" };
+  const TOLD = { trained: "Its tokens are not in this file; what a step learnt from is in the files under tokens/ of the climb." };
   const SAY = { pass: "passed", fail: "failed", none: "not graded" };
 
   for (const block of blocks) field.climb.append(el("option", { value: block.climb, text: block.climb }));
@@ -197,7 +198,7 @@
       siblings(data, i) ?? "",
       el("h4", { text: "Prompt" }), marked(word(data, "prompt", i), search),
       el("h4", { text: "Response" }), marked(data.response[i], search),
-      ...(data.tokens[i] ? [el("h4", { text: "Its tokens, learner against engine" }), tokens(data.tokens[i])] : []));
+      ...(data.tokens[i] ? [el("h4", { text: "Its tokens, learner against engine" }), tokens(data.tokens[i])] : [el("p", { class: "note", text: TOLD[word(data, "status", i)] ?? "" })]));
     detail.classList.add("open");
     document.body.classList.add("reading");
     detail.scrollTop = 0;
