@@ -68,7 +68,7 @@ class LiveClimbs:
     def look(self, name: str) -> Look:
         """One of them."""
         told = self._listeners[name].listen()
-        heard = time.time() - told.at if told.at else None
+        heard = max(0.0, time.time() - told.at) if told.at else None
         return Look(self.specs[name], told, self._trees[name].exists(MANIFEST), heard)
 
     def latest(self, name: str) -> list[Row]:

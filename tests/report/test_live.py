@@ -212,3 +212,11 @@ def test_a_later_attempt_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     told = listener.listen()
     assert [r["pass_rate"] for r in told.rows] == [0.1, 0.25]
     assert (told.attempts, told.error) == (2, "")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "messages.jsonl").write_text(
+        opened + row(1, 0.1) + row(2, 0.2) + said("error", message="no") + opened + row(2, 0.25)
+    )
+    told = Listener([tmp_path / "nowhere", shared]).listen()
+    assert [r["pass_rate"] for r in told.rows] == [0.1, 0.25]
+    assert (told.attempts, told.error) == (2, "")
