@@ -141,9 +141,9 @@ class SleepingLearner:
 def main() -> None:
     """Print a line a mode, and their ratio, for each spread of lengths."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.0, 0.5, 1.0])
-    parser.add_argument("--step-seconds", type=float, default=0.16)
+    parser.add_argument("--step-seconds", type=float, default=0.13)
     args = parser.parse_args()
     tokenizer = TextTokenizer(train_tokenizer(["what a 0123456789/"], 300))
     print(

@@ -69,7 +69,10 @@ class RemoteEngine:
         return self._weights.version
 
     def load_weights(self, weights: dict[str, Tensor], version: int) -> None:
-        """Keep a copy; each server is sent it with the first batch that it draws."""
+        """Keep a copy; each server is sent it with the first batch that it draws.
+
+        Batches of calls under way that are not being drawn then come back interrupted.
+        """
         self._weights = Weights.of(weights, version)
 
     def generate(
@@ -108,7 +111,7 @@ class RemoteEngine:
         with self._changed:
             for call in self._calls:
                 call.interrupt(self._vocabulary)
-            for replica in self._busy:
+            for replica in {replica.url: replica for replica in self._busy}.values():
                 threading.Thread(target=replica.interrupt, daemon=True).start()
             self._changed.notify_all()
 
@@ -152,7 +155,13 @@ class RemoteEngine:
             return False
 
     def _take(self, replica: Replica) -> list[Batch]:
+        """What to draw next. What waits for weights that are not the newest counts as interrupted:
+        a server would have to go back to them."""
         with self._changed:
+            for call in self._calls:
+                if call.weights is not self._weights:
+                    call.interrupt(self._vocabulary)
+                    self._changed.notify_all()
             taken = take_together(self._calls, self._rows)
             if taken:
                 self._busy.add(replica)

@@ -195,5 +195,6 @@ def outcome(request: Request) -> dict[str, bytes | list[dict[str, float]]]:
     files = [*root.glob("rollouts/*"), root / "model/model.safetensors", root / "stop.json"]
     assert len(files) == STEPS + 2
     rows = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+    timed = ("second", "waited")
+    timeless = [{k: v for k, v in r.items() if not any(word in k for word in timed)} for r in rows]
     return {"rows": timeless, **{str(p.relative_to(root)): p.read_bytes() for p in files}}

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from hillclimb.recipe.climb import Staleness
 from hillclimb.rl.ahead import Ahead
 from hillclimb.rl.climb import Climb
 from hillclimb.rl.grading import Graders
+from hillclimb.rl.groups import Sample
 from hillclimb.rl.learned import Learned
 from hillclimb.rl.metrics import Kept
 from hillclimb.rollout.engine import Completion, SamplingParams, undrawn
@@ -288,7 +290,27 @@ def test_the_mismatch_is_measured_on_what_the_present_weights_drew(
     assert climb.stop is not None
     assert climb.stop.reason == "steps"
     assert max(row["age"] for row in climb.rows) > 0, "some batches were not fresh"
-    assert 0 < max(row["mismatch"] for row in climb.rows) < 1e-5
+    assert max(row["mismatch"] for row in climb.rows) < 1e-5
+
+
+def test_the_gap_is_that_of_fresh_tokens_alone(
+    learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    climb = make_climb(learner, parrot(learner, tokenizer), graders, {}, **SHAPE)
+    prompt, tokens = np.arange(4, dtype=np.int32), np.arange(5, 13, dtype=np.int32)
+    every = np.packbits(np.ones((8, tokenizer.vocab_size), bool), axis=-1)
+    blank = Sample(prompt, tokens, np.ones(8, bool), np.zeros(8, np.float32), every, 1.0)
+    (known,) = climb._old([blank])
+    assert known.old is not None
+    versions = np.array([0, 0, 0, 1, 1, 1, 1, 1], np.int32)
+    drawn = versions >= 0
+    drawn[-1] = False  # an observation
+    told = known.old + np.where(versions == 1, 0.25, 7.0)
+    sample = replace(blank, logprobs=told.astype(np.float32), versions=versions, drawn=drawn)
+    climb.update = 1
+    assert climb._gap([sample, sample]) == pytest.approx(0.25, abs=1e-4)
+    climb.update = 2
+    assert climb._gap([sample]) is None, "no token is of the present weights"
 
 
 class Broken(Parrot):
