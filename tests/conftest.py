@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-SECONDS = {"e2e": 60.0, "slow": 10.0}
+SECONDS = {"e2e": 60.0, "slow": 10.0, "vllm": 5.0}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

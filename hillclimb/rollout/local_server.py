@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.remote import RemoteEngine
@@ -23,8 +23,8 @@ class LocalServer:
     """Keeps one server alive until `close`.
 
     Args:
-        checkpoint, fingerprint: the start that it loads.
-        threads: that it computes with.
+        words: the command, to which its owner and its port are added.
+        environment: variables that it has besides those of this process.
         log: told when it has to be started anew, and what it says of why.
 
     Raises:
@@ -32,13 +32,10 @@ class LocalServer:
     """
 
     def __init__(
-        self, checkpoint: str, fingerprint: str, threads: int, log: Callable[[str], None]
+        self, words: Sequence[str], environment: Mapping[str, str], log: Callable[[str], None]
     ) -> None:
-        self._words = [
-            sys.executable, "-m", "hillclimb.rollout.server", "--checkpoint", checkpoint,
-            "--fingerprint", fingerprint, "--host", "127.0.0.1", "--owner", str(os.getpid()),
-        ]  # fmt: skip
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._words = [*words, "--host", "127.0.0.1", "--owner", str(os.getpid())]
+        self._environment = {**os.environ, **environment}
         self._log, self._port = log, 0
         self._ready, self._closed = threading.Event(), threading.Event()
         self.process: subprocess.Popen[str] | None = None
@@ -96,7 +93,11 @@ class LocalEngine(RemoteEngine):
         threads: int,
         log: Callable[[str], None],
     ) -> None:
-        self.server = LocalServer(checkpoint, fingerprint, threads, log)
+        words = [
+            sys.executable, "-m", "hillclimb.rollout.server", "--checkpoint", checkpoint,
+            "--fingerprint", fingerprint,
+        ]  # fmt: skip
+        self.server = LocalServer(words, {"OMP_NUM_THREADS": str(threads)}, log)
         super().__init__([self.server.url], model, log=log)
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ def open_engine(
     if kind == "vllm":
         from hillclimb.rollout.vllm_engine import VllmEngine
 
-        return VllmEngine(model)
+        return VllmEngine(model, log=log)
     if kind != "torch":
         raise ValueError(f"{ENGINE} is {kind!r}: set it to torch or vllm, or leave it out")
     if beside:

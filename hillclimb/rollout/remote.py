@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
+from transformers.modeling_utils import PreTrainedModel
 
-from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.calls import Batch, Call, hand_out, joined, take_together
 from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches
 from hillclimb.rollout.replicas import Away, Replica
+from hillclimb.rollout.soundness import unshared
 from hillclimb.rollout.wire import Ask, Weights
 
 
@@ -42,7 +43,7 @@ class RemoteEngine:
     def __init__(
         self,
         urls: Sequence[str],
-        model: MaiForCausalLM,
+        model: PreTrainedModel,
         patience: float = 900.0,
         silence: float = 30.0,
         rows: int = BATCH_ROWS,
@@ -52,7 +53,7 @@ class RemoteEngine:
             raise ValueError("there are no rollout servers to ask")
         self._replicas = [Replica(url, silence) for url in urls]
         self._patience, self._rows, self._log = patience, rows, log
-        self._weights = Weights.of(model.state_dict(), 0)
+        self._weights = Weights.of(unshared(model.state_dict()), 0)
         self._vocabulary = model.config.vocab_size
         self._changed = threading.Condition()
         self._calls: list[Call] = []

@@ -19,6 +19,10 @@ class Away(Exception):
     """The server gave no answer that can be used; says why."""
 
 
+class Failed(Away):
+    """The server tried and could not; says why."""
+
+
 class Replica:
     """A server at `url`, http://HOST:PORT; used by one thread at a time, but for `interrupt`.
 
@@ -61,8 +65,7 @@ class Replica:
             body = ask.model_dump_json().encode()
             answer = self._call("POST", "/generate", body, self._silence)
             if answer is None:
-                place = f"/weights/{weights.version}/{weights.sha256}"
-                self._call("PUT", place, weights.body, self._silence)
+                self.send(weights)
                 answer = self._call("POST", "/generate", body, self._silence)
             if answer is None:
                 raise Away("it holds other weights than it was just sent: who else uses it?")
@@ -72,6 +75,16 @@ class Replica:
             raise
         self.misses = 0
         return done
+
+    def send(self, weights: Weights) -> None:
+        """Have the server take weights.
+
+        Raises:
+            Away: if the server is; `Failed` if it cannot.
+            ValueError: if it refuses what is in them.
+        """
+        place = f"/weights/{weights.version}/{weights.sha256}"
+        self._call("PUT", place, weights.body, self._silence)
 
     def interrupt(self) -> None:
         """Have the batch that is being drawn come back as it is; a server that is away has none."""
@@ -110,8 +123,11 @@ class Replica:
         while (mark := response.read(1)) == b".":
             continue
         rest = response.read()
+        if mark == b"!":
+            why = rest.decode(errors="replace")
+            raise ValueError(f"{self.url}: {why}") if why.startswith("ValueError") else Failed(why)
         if mark != b"=":
-            raise Away(rest.decode(errors="replace") or "it stopped in the middle of its answer")
+            raise Away("it stopped in the middle of its answer")
         return rest
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-def nucleus(probs_BV: Tensor, top_p: float) -> Tensor:
-    """Bool (B, V): the smallest set of likeliest tokens whose mass reaches `top_p`."""
+def nucleus(probs_BV: Tensor, top_p: float | Tensor) -> Tensor:
+    """Bool (B, V): the smallest set of likeliest tokens whose mass reaches `top_p`, (B, 1)."""
     ranked, order = probs_BV.sort(dim=-1, descending=True, stable=True)
     before = ranked.cumsum(-1) - ranked
     return torch.zeros_like(probs_BV, dtype=torch.bool).scatter_(1, order, before < top_p)

@@ -31,18 +31,22 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from socketserver import TCPServer
 from types import FrameType
+from typing import cast
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
+from transformers.modeling_utils import PreTrainedModel
 
 from hillclimb.artifacts import Artifact, ArtifactError
 from hillclimb.model.folder import MODEL, read_network
 from hillclimb.model.modeling import MaiForCausalLM
-from hillclimb.rollout.engine import undrawn
+from hillclimb.rollout.engine import RolloutEngine, undrawn
+from hillclimb.rollout.soundness import unshared
 from hillclimb.rollout.torch_engine import TorchEngine
 from hillclimb.rollout.wire import Ask, Weights, pack
 
@@ -61,24 +65,31 @@ class Refused(Exception):
 
 
 class RolloutServer(ThreadingHTTPServer):
-    """One engine; its calls run one after the other.
+    """One engine; its calls run one after the other, or `calls` at a time.
 
     Args:
         address: where to listen; port 0 is any free one.
         model: the climb's start, version 0.
         beat: seconds between two signs of life.
+        engine: draws with the start's weights; the in-process engine where there is none.
+        calls: how many the engine takes at a time.
     """
 
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], model: MaiForCausalLM, beat: float = BEAT) -> None:
+    def __init__(
+        self, address: tuple[str, int], model: PreTrainedModel, beat: float = BEAT,
+        engine: RolloutEngine | None = None, calls: int = 1,
+    ) -> None:  # fmt: skip
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
         self.beat = beat
-        self.work = ThreadPoolExecutor(1)
+        self.work = ThreadPoolExecutor(calls)
         self.interrupts = 0
-        self._engine = TorchEngine(model)
-        start = Weights.of(self._engine.model.state_dict(), 0)
+        self._engine = engine or TorchEngine(cast(MaiForCausalLM, model))
+        tensors = unshared(model.state_dict())
+        self._shapes, self._vocabulary = _shapes(tensors), model.config.vocab_size
+        start = Weights.of(tensors, 0)
         self.holds, self.size = (0, start.sha256), len(start.body)
 
     def server_close(self) -> None:
@@ -102,7 +113,7 @@ class RolloutServer(ThreadingHTTPServer):
             weights = load(body)
         except SafetensorError as error:
             raise Refused(400, f"the weights are no safetensors: {error}") from error
-        own, given = _shapes(self._engine.model.state_dict()), _shapes(weights)
+        own, given = self._shapes, _shapes(weights)
         for name in sorted(own.keys() | given.keys()):
             expected, found = own.get(name, "nothing"), given.get(name, "nothing")
             if expected != found:
@@ -110,9 +121,10 @@ class RolloutServer(ThreadingHTTPServer):
         return weights
 
     def take(self, weights: dict[str, Tensor], version: int, sha256: str) -> bytes:
-        """Change the weights."""
-        self._engine.load_weights(weights, version)
-        self.holds = (version, sha256)
+        """Change the weights, unless another call brought the same."""
+        if self.holds != (version, sha256):
+            self._engine.load_weights(weights, version)
+            self.holds = (version, sha256)
         print(f"took the weights of version {version}", flush=True)
         return b""
 
@@ -129,8 +141,7 @@ class RolloutServer(ThreadingHTTPServer):
         """
         self.require(ask)
         if interrupts != self.interrupts:
-            vocabulary = self._engine.model.config.vocab_size
-            return pack([undrawn(self.holds[0], vocabulary)] * len(ask.prompts))
+            return pack([undrawn(self.holds[0], self._vocabulary)] * len(ask.prompts))
         started = time.perf_counter()
         done = self._engine.generate(ask.prompts, ask.params, ask.seed)
         tokens, seconds = sum(len(c.tokens) for c in done), time.perf_counter() - started
@@ -141,7 +152,7 @@ class RolloutServer(ThreadingHTTPServer):
         """Refuse what the server cannot draw with the weights it holds."""
         if (ask.version, ask.weights) != self.holds:
             raise Refused(409, f"version {self.holds[0]} is here, not {ask.version}: send it")
-        vocabulary = self._engine.model.config.vocab_size
+        vocabulary = self._vocabulary
         for index, prompt in enumerate(ask.prompts):
             if max(prompt) >= vocabulary:
                 raise Refused(
@@ -250,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM, then end with 143: a Job whose pod says 0 would not bring it back."""
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, end)
     args = parser().parse_args(argv)
     if args.owner:
         end_with(args.owner)
@@ -273,13 +284,22 @@ def load_start(uri: str, fingerprint: str) -> MaiForCausalLM:
         ArtifactError: if it is absent, damaged or another one.
         ValueError: if its weights do not fit its configuration.
     """
+    return read_network(start_folder(uri, fingerprint))
+
+
+def start_folder(uri: str, fingerprint: str) -> Path:
+    """The Hugging Face folder of a checkpoint.
+
+    Raises:
+        ArtifactError: if it is absent, damaged or another one.
+    """
     artifact = Artifact(uri)
     if artifact.fingerprint != fingerprint:
         raise ArtifactError(
             f"{uri} has the fingerprint {artifact.fingerprint[:12]}, not {fingerprint[:12]}"
         )
     artifact.require_intact()
-    return read_network(artifact.local(MODEL))
+    return artifact.local(MODEL)
 
 
 def _shapes(weights: dict[str, Tensor]) -> dict[str, str]:
@@ -304,7 +324,7 @@ def end_with(owner: int) -> None:
         os._exit(TERMINATED)
 
 
-def _end(signum: int, frame: FrameType | None) -> None:
+def end(signum: int, frame: FrameType | None) -> None:
     """There is nothing to save; a call in progress is drawn anew elsewhere."""
     os._exit(TERMINATED)
 

@@ -1,0 +1,154 @@
+"""vLLM in a child process with an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.modeling_utils import PreTrainedModel
+
+from hillclimb.rollout.calls import Batch, take_together
+from hillclimb.rollout.local_server import LocalServer
+from hillclimb.rollout.remote import RemoteEngine
+from hillclimb.rollout.replicas import Away, Failed, Replica
+from hillclimb.rollout.soundness import unshared
+
+PYTHON = "HILLCLIMB_VLLM_PYTHON"
+OPTIONS = "HILLCLIMB_VLLM_OPTIONS"
+CALLS = 32
+SILENCE, PATIENCE = 60.0, 300.0
+_ROOT = Path(__file__).resolve().parents[2]
+_FIND = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
+
+
+class VllmEngine(RemoteEngine):
+    """Draws with vLLM: on the GPU where there is one, in BF16; else on the CPU, in FP32.
+
+    The child lives and dies with this process and is started anew where it dies itself; what it
+    was drawing is drawn again. It is given each version's weights at once, and checks that it
+    computes what the network computes. A call's seed decides its draws, which are not those of
+    `TorchEngine`.
+
+    Args:
+        model: the start: ours, or a causal language model of transformers that vLLM knows.
+        options: arguments of `vllm.LLM`, before those of `HILLCLIMB_VLLM_OPTIONS` (a JSON object).
+        patience: seconds without a sound child after which a call gives up.
+        log: told when the child goes away or comes back.
+
+    Raises:
+        RuntimeError: if there is no vLLM, or it does not start with this model.
+        ValueError: if `HILLCLIMB_VLLM_OPTIONS` is no JSON object.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        options: dict[str, Any] | None = None,
+        patience: float = PATIENCE,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        python, asked = vllm_python(), _environment_options()
+        self._folder = tempfile.TemporaryDirectory(prefix="hillclimb-vllm-")
+        tensors = write_model(model, Path(self._folder.name))
+        self._types = {name: tensor.dtype for name, tensor in tensors.items()}
+        words = [
+            python, "-m", "hillclimb.rollout.vllm_worker", "--model", self._folder.name,
+            "--options", json.dumps((options or {}) | asked),
+        ]  # fmt: skip
+        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": self._folder.name}
+        log = _without_repeats(log)
+        self.server = LocalServer(words, environment, log)
+        super().__init__([self.server.url] * CALLS, model, patience, SILENCE, log=log)
+
+    def load_weights(self, weights: dict[str, Tensor], version: int) -> None:
+        """Give the child new weights; one that is away gets them when it is back.
+
+        Raises:
+            RuntimeError: if the engine is wrong with them.
+        """
+        own = {name: weights[name].to(dtype) for name, dtype in self._types.items()}
+        super().load_weights(own, version)
+        with suppress(Away):
+            try:
+                Replica(self.server.url, SILENCE).send(self._weights)
+            except Failed as failed:
+                raise RuntimeError(f"vLLM did not take version {version}: {failed}") from failed
+
+    def close(self) -> None:
+        """End the child."""
+        super().close()
+        self.server.close()
+        self._folder.cleanup()
+
+    def _take(self, replica: Replica) -> list[Batch]:
+        """One call's batch, with its own seed: vLLM itself draws side by side what it is given."""
+        with self._changed:
+            waiting = [call for call in self._calls if call.waiting and not call.over]
+            taken = take_together(waiting[:1], self._rows)
+            if taken:
+                self._busy.add(replica)
+            return taken
+
+
+def _without_repeats(log: Callable[[str], None]) -> Callable[[str], None]:
+    """The child is asked for several batches at a time, and all of them miss it."""
+    last = ""
+
+    def tell(note: str) -> None:
+        nonlocal last
+        kind = " ".join(note.split()[:6])
+        if kind != last:
+            log(note)
+        last = kind
+
+    return tell
+
+
+def vllm_python() -> str:
+    """The interpreter that has vLLM.
+
+    Raises:
+        RuntimeError: if it is not there, or has none.
+    """
+    default = _ROOT / ".venv-vllm" / "bin" / "python"
+    python = os.environ.get(PYTHON, str(default))
+    try:
+        found = subprocess.run([python, "-c", _FIND], capture_output=True).returncode == 0
+    except OSError:
+        found = False
+    if not found:
+        raise RuntimeError(
+            f"{python} is no Python with vLLM: run `make vllm`, or set {PYTHON} to one that has it"
+        )
+    return python
+
+
+def _environment_options() -> dict[str, Any]:
+    text = os.environ.get(OPTIONS, "{}")
+    with suppress(json.JSONDecodeError):
+        options = json.loads(text)
+        if isinstance(options, dict):
+            return options
+    raise ValueError(f"{OPTIONS} is no JSON object with arguments of vllm.LLM: {text}")
+
+
+def write_model(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
+    """Write a Hugging Face folder; returns the tensors in it."""
+    config = model.config.to_diff_dict() | {"architectures": [type(model).__name__]}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = unshared(model.state_dict())
+    save_file(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    return tensors
