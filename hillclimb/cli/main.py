@@ -269,6 +269,28 @@ def verify(root: Root = ROOT, recipe: RecipeName = RECIPE, seed: Seed = SEED) ->
 
 
 @app.command()
+def live(
+    root: Root = ROOT,
+    recipe: RecipeName = RECIPE,
+    seed: Seed = SEED,
+    port: Annotated[int, typer.Option("--port", help="Of the page; 0 for any.")] = 3100,
+) -> None:
+    """Serve a page on loopback that shows a climb while it runs, until Ctrl-C.
+
+    Throughput, waiting, ages, curves, alarms and the latest rollouts with what learner and engine
+    say of each token. It reads files alone and changes nothing, so it can be started, closed and
+    started again at any time, also for stages that run on Kubernetes.
+
+    [dim]$[/] hillclimb live
+    [dim]$[/] hillclimb live --recipe my-recipe.yaml --seed 1 --port 3101
+    """
+    from hillclimb.cli import live as view
+    from hillclimb.cli.experiments import resolve
+
+    view.serve(out, resolve(root, recipe, seed), port)
+
+
+@app.command()
 def ui(
     root: Root = ROOT,
     recipe: RecipeName = RECIPE,

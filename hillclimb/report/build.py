@@ -55,7 +55,7 @@ def page(experiment: Experiment, blocks: list[Block]) -> str:
     ]  # fmt: skip
     browser = _browser(experiment, blocks)
     first = headline.section(experiment, blocks)
-    script = _static("report.js")
+    script = static("common.js") + static("report.js")
     return str(
         Markup(
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -65,9 +65,9 @@ def page(experiment: Experiment, blocks: list[Block]) -> str:
             "<style>{}</style></head>\n<body>{}<main>{}{}\n{}</main>{}"
             "<script>{}</script></body></html>\n"
         ).format(
-            _policy(script),
+            policy(script),
             f"hillclimb: {experiment.recipe.name}, seed {experiment.seed}",
-            Markup(_static("report.css")),
+            Markup(static("report.css")),
             _navigation(),
             first,
             join([sections[0], browser], "\n"),
@@ -78,12 +78,13 @@ def page(experiment: Experiment, blocks: list[Block]) -> str:
     )
 
 
-def _static(name: str) -> str:
+def static(name: str) -> str:
+    """A file of the pages."""
     return resources.files("hillclimb.report").joinpath("static", name).read_text("utf-8")
 
 
-def _policy(script: str) -> str:
-    """No network, no foreign script: only this page's own script may run."""
+def policy(script: str) -> str:
+    """A Content-Security-Policy without a network: only the page's own script may run."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
@@ -113,6 +114,11 @@ def _browser(experiment: Experiment, blocks: list[Block]) -> Markup:
             f"{count(shown)} of {count(total)} rollouts: whole groups, the same share of every "
             "climb, picked by a hash. The parquet files under rollouts/ of each climb hold all."
         )
+    if told := sum(block.told for block in blocks):
+        said += (
+            f" {count(told)} show their tokens, each with the gap between the learner's and the "
+            "engine's log-probability; the files under tokens/ hold all that were learnt from."
+        )
     data = join(
         Markup(
             '<script type="application/octet-stream" class="block" data-climb="{}" '
@@ -121,7 +127,7 @@ def _browser(experiment: Experiment, blocks: list[Block]) -> Markup:
         for block in blocks
     )
     return Markup("{}<p class=lead>{}</p>{}{}</section>").format(
-        head, said, Markup(_static("rollouts.html")), data
+        head, said, Markup(static("rollouts.html")), data
     )
 
 

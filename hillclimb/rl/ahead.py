@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from hillclimb.rl.apart import Apart, Closed
@@ -141,10 +142,12 @@ class Ahead:
         while self._done:
             number, found, groups = self._done.popleft()
             del self.in_flight[number]
+            first = self.found.sorted_groups
             self.found.absorb(found)
             self._fruitless.absorb(Update(tried=found.tried, prompts=found.prompts))
             for group in groups:
-                self.buffer.add(group)
+                number = first + group.number
+                self.buffer.add(replace(group, update=self.version, number=number))
 
     def _in_vain(self) -> bool:
         """Whether so many prompts gave no batch that the learner should not wait for more."""

@@ -20,6 +20,7 @@ from hillclimb.rl.apart import Apart
 from hillclimb.rl.curriculum import LengthCurriculum, PromptQueue
 from hillclimb.rl.grading import Graders
 from hillclimb.rl.groups import Buffer, Group, Sample
+from hillclimb.rl.learned import Learned, learned_from
 from hillclimb.rl.metrics import Kept, Row, Update, age_columns, step_columns
 from hillclimb.rl.objective import EntropyControl, Objective
 from hillclimb.rl.policy import PolicyLoss, micro_batches, with_old_logprobs, with_routes
@@ -53,6 +54,7 @@ class Climb:
         self.buffer = Buffer(config["staleness"]["max_updates"])
         self.source: Source = self._source(graders, problems, seed)
         self.rows: list[Row] = []
+        self.learned: list[Learned] = []
         self.update = 0
         self.stop: Stop | None = None
         self._waited = 0.0
@@ -128,6 +130,7 @@ class Climb:
 
     def _learn(self, update: Update) -> list[Row]:
         rows: list[Row] = []
+        self.learned = []
         for groups in self._batches():
             rows.append(self._step(groups, update, rows))
             self.stop = decide_stop(
@@ -196,6 +199,9 @@ class Climb:
         loss = PolicyLoss(objective, self.config["sampling"]["temperature"], tokens)
         batches = micro_batches(samples, self.config["micro_batch_tokens"], self._vocab())
         sums = self.learner.step(batches, loss, self.config["learning_rate"])
+        self.learned += learned_from(
+            groups, loss.seen, self.config["micro_batch_tokens"], self.update, len(before)
+        )
         row = self._row(sums, tokens, groups, update, before)
         row["mismatch"] = row["mismatch"] if gap is None else gap
         row["seconds_learning"] = time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Sample:
         advantage: of the rollout, or of each drawn token.
         old: the learner's own log-probabilities of the drawn tokens before the first step of
             this update, float32; None where the sampler's stand for them.
+        number: of the rollout in its group, as the table of rollouts has it.
     """
 
     prompt: np.ndarray
@@ -49,6 +50,7 @@ class Sample:
     versions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     routes: np.ndarray = field(default_factory=no_routes)
     old: np.ndarray | None = None
+    number: int = 0
 
     @property
     def length(self) -> int:
@@ -58,11 +60,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Group:
-    """The kept rollouts of one prompt; `version` is of the weights that drew the oldest token."""
+    """The kept rollouts of one prompt; `version` is of the weights that drew the oldest token.
+
+    `update` and `number` are those of its rollouts in their table.
+    """
 
     samples: tuple[Sample, ...]
     version: int
     pass_rate: float
+    update: int = 0
+    number: int = 0
 
 
 def passes(rollouts: list[Rollout]) -> list[bool]:
@@ -88,11 +95,11 @@ def reward_parts(
 
 def make_group(rollouts: list[Rollout], parts: list[RewardParts | None], std_eps: float) -> Group:
     """The graded rollouts of one prompt with their advantages."""
-    graded = [(r, p) for r, p in zip(rollouts, parts, strict=True) if p is not None]
+    graded = [(i, p) for i, p in enumerate(parts) if p is not None]
     values = advantages(torch.tensor([p.total for _, p in graded], dtype=torch.float64), std_eps)
     samples = tuple(
-        sample_of(rollout, float(advantage))
-        for (rollout, _), advantage in zip(graded, values, strict=True)
+        replace(sample_of(rollouts[i], float(advantage)), number=i)
+        for (i, _), advantage in zip(graded, values, strict=True)
     )
     rate = sum(p.task > 0 for _, p in graded) / len(graded)
     oldest = min(int(sample.versions[sample.drawn].min()) for sample in samples)
@@ -144,6 +151,9 @@ class Buffer:
                 {
                     "version": group.version,
                     "pass_rate": group.pass_rate,
+                    "update": group.update,
+                    "number": group.number,
+                    "numbers": [sample.number for sample in group.samples],
                     "advantages": [sample.advantage for sample in group.samples],
                 }
             )
@@ -164,9 +174,13 @@ class Buffer:
                 Sample(
                     drawn=arrays[f"{g}.{s}.drawn"].astype(bool),
                     advantage=advantage,
+                    number=number,
                     **{name: arrays[f"{g}.{s}.{name}"] for name in _ARRAYS},
                 )
-                for s, advantage in enumerate(entry["advantages"])
+                for s, (advantage, number) in enumerate(
+                    zip(entry["advantages"], entry["numbers"], strict=True)
+                )
             )
-            groups.append(Group(samples, entry["version"], entry["pass_rate"]))
+            places = {name: entry[name] for name in ("version", "pass_rate", "update", "number")}
+            groups.append(Group(samples, **places))
         return cls(max_updates, groups)

@@ -13,7 +13,7 @@ token without a recorded route, such as the last one, is routed freely.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -137,10 +137,21 @@ def with_old_logprobs(
     for rows in _packed(samples, tokens):
         batch = _batch([samples[i] for i in rows], vocab)
         logprobs = drawn_logprobs(model, batch, temperature).cpu().numpy()
-        sizes = np.cumsum([samples[i].drawn.sum() for i in rows])[:-1]
-        for i, part in zip(rows, np.split(logprobs, sizes), strict=True):
+        for i, part in zip(rows, _split(logprobs, samples, rows), strict=True):
             found[i] = replace(samples[i], old=part)
     return found
+
+
+def by_sample(logprobs: np.ndarray, samples: Sequence[Sample], tokens: int) -> list[np.ndarray]:
+    """What belongs to each sample of the values (N,) of all drawn tokens, micro-batch by
+    micro-batch as `micro_batches` packs them."""
+    order = [i for rows in _packed(samples, tokens) for i in rows]
+    parts = dict(zip(order, _split(logprobs, samples, order), strict=True))
+    return [parts[i] for i in range(len(samples))]
+
+
+def _split(values: np.ndarray, samples: Sequence[Sample], rows: list[int]) -> list[np.ndarray]:
+    return np.split(values, np.cumsum([samples[i].drawn.sum() for i in rows])[:-1])
 
 
 @torch.no_grad()
@@ -171,14 +182,20 @@ def with_routes(
 
 @dataclass
 class PolicyLoss:
-    """The share of a micro-batch in the loss: -sum(objective) / tokens of the global batch."""
+    """The share of a micro-batch in the loss: -sum(objective) / tokens of the global batch.
+
+    `seen` collects the log-probabilities of the drawn tokens, a micro-batch an entry, where they
+    were computed.
+    """
 
     objective: Objective
     temperature: float
     total_tokens: int
+    seen: list[Tensor] = field(default_factory=list)
 
     def __call__(self, model: Any, batch: PolicyBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss share, and sums over the drawn tokens."""
         logprobs = drawn_logprobs(model, batch, self.temperature)
+        self.seen.append(logprobs.detach())
         value, sums = policy_objective(logprobs, batch.drawn.to(logprobs.device), self.objective)
         return -value.sum() / self.total_tokens, sums

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 from hillclimb.environments.tasks import Problem
@@ -121,7 +122,7 @@ class Turns:
         found.tried.update(prompts)
         problems = [self.problems[name][index] for name, index in prompts]
         for group in self.worker.work(found, problems, self._seed(draw)):
-            self.buffer.add(group)
+            self.buffer.add(replace(group, update=self.version))
 
 
 def seed_of(*numbers: int) -> int:

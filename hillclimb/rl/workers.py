@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from hillclimb.environments.tasks import Problem
@@ -101,6 +102,7 @@ class ProblemWorker:
             if keep:
                 group = make_group(rollouts, parts, self.config["std_eps"])
         number = found.sorted_groups
+        group = group and replace(group, number=number)
         found.groups["kept" if status == "trained" else status] += 1
         found.kept += [
             Kept(r, p, number, s, status, canary(r))

@@ -27,6 +27,7 @@ from hillclimb.stages.context import Context, one_rank
 from hillclimb.stages.models import load_model, save_model
 from hillclimb.stages.problems import read_problems
 from hillclimb.stages.tables import jsonl, write_table
+from hillclimb.stages.token_tables import TOKENS_PART, write_tokens
 from hillclimb.training import runtime
 from hillclimb.training.checkpoint import Checkpointer
 from hillclimb.training.learner import Learner
@@ -99,6 +100,7 @@ def _run(
             context.out, PART.format(number),
             [_row(k, number, climb) for k in kept], ROLLOUTS,
         )  # fmt: skip
+        write_tokens(context.out, number, climb.learned, climb.sampler.tokenizer)
         for row in rows:
             context.reporter.metrics(row, int(row["step"]))
         note = f"pass {rows[-1]['pass_rate']:.2f}" if rows else "nothing to learn"
@@ -118,9 +120,10 @@ def _restore(context: Context, climb: Climb, checkpoints: Checkpointer) -> None:
         again = len(state["in_flight"])
         told = f"; prompts that were in flight and are drawn again: {again}" if again else ""
         context.reporter.log(f"going on after {len(climb.rows)} gradient steps{told}")
-    for name in context.out.list("rollouts"):
-        if name >= PART.format(climb.update):
-            context.out.remove(name)
+    for part in (PART, TOKENS_PART):
+        for name in context.out.list(part.partition("/")[0]):
+            if name >= part.format(climb.update):
+                context.out.remove(name)
 
 
 def _finish(context: Context, climb: Climb, spans: Spans) -> None:

@@ -240,6 +240,8 @@ class Maker:
         half = len(rollouts) // 2
         write_parquet(out, "rollouts/part-00000.parquet", rollouts[:half])
         write_parquet(out, "rollouts/part-00001.parquet", rollouts[half:])
+        learnt = [row for row in rollouts if row["status"] == "trained" and row["graded"]]
+        write_parquet(out, "tokens/part-00000.parquet", [tokens_of(row) for row in learnt])
         write_model(out)
         return {"sampled_tokens": 360_000.0, "learned_tokens": 240_000.0}
 
@@ -294,6 +296,24 @@ class Maker:
                 scores[name][domain] = {"pass_at_1": rate, "greedy": rate + 0.06, "n": 200}
         out.write_json("scorecard.json", scores)
         return {"final": 0.875}
+
+
+def tokens_of(rollout: dict[str, Any]) -> dict[str, Any]:
+    """What engine and learner say of a rollout's tokens; the fifth and sixth are an observation."""
+    rng = random.Random(f"{rollout['group']} {rollout['sample']}")
+    text = rollout["response"]
+    pieces = [text[i : i + 3] for i in range(0, len(text), 3)]
+    drawn = [i not in (4, 5) for i in range(len(pieces))]
+    logprobs = [-rng.random() if d else None for d in drawn]
+    gaps = [0.3 * rng.random() ** 6 - 0.3 * rng.random() ** 6 for _ in pieces]
+    return {
+        **{name: rollout[name] for name in ("update", "group", "sample")},
+        "learner_version": rollout["update"], "learner_steps": 0,
+        "tokens": list(range(len(pieces))),
+        "pieces": pieces, "drawn": drawn, "version": [rollout["version"]] * len(pieces),
+        "logprob": logprobs,
+        "learner_logprob": [p if p is None else p + g for p, g in zip(logprobs, gaps, strict=True)],
+    }  # fmt: skip
 
 
 def summary_of(spec: StageSpec) -> dict[str, Any]:

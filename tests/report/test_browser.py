@@ -179,6 +179,35 @@ def test_a_rollout_opens_with_its_parts_and_its_group(desktop: Page) -> None:
     until(lambda: desktop.run("return location.hash") != before)
 
 
+def test_a_rollout_shows_the_gap_of_each_token_to_pointer_and_keys(desktop: Page) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    desktop.open_rollouts()
+    desktop.set("ro-status", "trained")
+    desktop.set("ro-outcome", "pass")
+    desktop.run("document.querySelector('#ro-list a').click()")
+    pre = until(lambda: desktop.driver.find_elements(By.CSS_SELECTOR, "#ro-detail pre.tok"))[0]
+    told = "return document.querySelector('.tok-told').innerText"
+    gaps = [float(desktop.run(told).split("gap ")[1].split(";")[0])]
+    pre.send_keys(Keys.HOME)
+    for _ in range(3):
+        said = desktop.run(told)
+        gap, engine, learner = (
+            float(said.split(f"{word} ")[1].split(";")[0].split(",")[0])
+            for word in ("gap", "engine", "learner")
+        )
+        assert learner - engine == pytest.approx(gap, abs=2e-3)
+        gaps.append(gap)
+        pre.send_keys(Keys.RIGHT)
+    assert abs(gaps[0]) == max(map(abs, gaps))
+    pre.send_keys(Keys.RIGHT)
+    assert "an observation, not drawn" in desktop.run(told)
+    assert desktop.run("return document.querySelectorAll('#ro-detail .k.obs').length") == 2
+    desktop.run("document.querySelector('#ro-detail .k[data-at=\"1\"]').click()")
+    assert desktop.run(told).startswith("Token 2 of ")
+
+
 def test_a_deep_link_opens_its_rollout_and_hostile_text_is_inert(
     browser: Any, report: Path
 ) -> None:

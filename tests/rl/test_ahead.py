@@ -33,6 +33,7 @@ from hillclimb.rl.ahead import Ahead
 from hillclimb.rl.climb import Climb
 from hillclimb.rl.grading import Graders
 from hillclimb.rl.groups import Sample
+from hillclimb.rl.learned import Learned
 from hillclimb.rl.metrics import Kept
 from hillclimb.rollout.engine import Completion, SamplingParams, undrawn
 from hillclimb.training import runtime
@@ -147,6 +148,26 @@ def test_a_climb_ahead_makes_its_steps_and_every_prompt_is_counted_once(
         assert 0 <= row["learner_waited"] <= 1
         assert 0 <= row["generation_waited"] <= 1
         assert row["age_mean"] <= row["age"] <= 3
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_what_is_learnt_from_is_found_among_the_rollouts_by_its_name(
+    ahead: int, learner: Learner, tokenizer: TextTokenizer, graders: Graders
+) -> None:
+    shape = {**SHAPE, "staleness": {**SHAPE["staleness"], "ahead": ahead}}
+    climb = make_climb(learner, parrot(learner, tokenizer), graders, {}, **shape)
+    drawn: dict[tuple[int, int, int], Kept] = {}
+    learned: list[Learned] = []
+    for number, (_, kept) in enumerate(climb.run()):
+        drawn |= {(number, one.group, one.sample): one for one in kept}
+        learned += climb.learned
+    late = {each.learner_version - each.update for each in learned}
+    assert late == {0, 1} if not ahead else min(late) >= 0
+    for each in learned:
+        found = drawn[each.update, each.group, each.sample.number]
+        assert found.status == "trained"
+        assert found.rollout.tokens == each.sample.tokens.tolist()
+    assert len(learned) == 8 * sum(row["groups_learned"] for row in climb.rows)
 
 
 @pytest.mark.parametrize("updates_before", [1, 3])

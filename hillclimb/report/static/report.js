@@ -1,79 +1,6 @@
-"use strict";
 (() => {
-  const $ = (id) => document.getElementById(id);
-  const el = (tag, attributes = {}, ...children) => {
-    const node = document.createElement(tag);
-    for (const [key, value] of Object.entries(attributes)) {
-      if (key === "text") node.textContent = value;
-      else if (value !== null && value !== false) node.setAttribute(key, value);
-    }
-    node.append(...children.filter((child) => child !== null));
-    return node;
-  };
-  const whole = (n) => Math.round(n).toLocaleString("en-US");
-  const brief = (n) => (n === null || n === undefined ? "–" : Number(Number(n).toPrecision(4)).toString());
-  const si = (n) => {
-    for (const [limit, suffix] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e4, "k"]])
-      if (Math.abs(n) >= limit) return brief((n / (suffix === "k" ? 1e3 : limit)).toPrecision(3)) + suffix;
-    return brief(n);
-  };
-
-  /* Charts: a cursor that reads the nearest values, by pointer or arrow keys. */
-  const tip = el("div", { id: "tip", hidden: "", "aria-hidden": "true" });
-  document.body.append(tip);
-  const units = { share: (y) => brief(100 * y) + " %", count: si, seconds: (y) => brief(y) + " s", number: brief };
-  const nearest = (xs, x) => {
-    let low = 0, high = xs.length - 1;
-    while (high - low > 1) {
-      const middle = (low + high) >> 1;
-      if (xs[middle] < x) low = middle; else high = middle;
-    }
-    return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
-  };
-  for (const figure of document.querySelectorAll("figure[data-chart]")) {
-    const panels = figure.querySelector(".panels"), plots = [...figure.querySelectorAll(".plot")];
-    let chart = null, key = 0.5;
-    const show = (share) => {
-      chart ??= JSON.parse(figure.dataset.chart);
-      const [x0, x1] = chart.at, box = plots[0].getBoundingClientRect();
-      key = Math.min(1, Math.max(0, share));
-      const x = x0 + key * (x1 - x0);
-      let exact = x;
-      const rows = chart.series.flatMap(([name, at, unit, tone, ys]) => {
-        const xs = chart.xs[at], i = nearest(xs, x);
-        if (!xs.length || ys[i] === null || Math.abs(xs[i] - x) > (x1 - x0) / 25) return [];
-        exact = xs[i];
-        return [el("div", { class: "t" + tone }, el("span", { text: name }), el("em", { text: units[unit](ys[i]) }))];
-      });
-      tip.replaceChildren(el("b", { text: `${chart.x} ${si(exact)}` }), ...rows);
-      for (const plot of plots) {
-        const line = plot.querySelector(".cursor");
-        line.style.left = 100 * key + "%";
-        line.style.opacity = 0.5;
-      }
-      tip.hidden = false;
-      const left = box.left + key * box.width, width = tip.offsetWidth;
-      tip.style.left = Math.max(4, left + 14 + width > innerWidth ? left - width - 14 : left + 14) + "px";
-      tip.style.top = Math.max(4, box.top - tip.offsetHeight - 6) + "px";
-    };
-    const hide = () => {
-      tip.hidden = true;
-      for (const plot of plots) plot.querySelector(".cursor").style.opacity = 0;
-    };
-    const follow = (event) => {
-      const box = plots[0].getBoundingClientRect();
-      show((event.clientX - box.left) / box.width);
-    };
-    panels.addEventListener("pointermove", follow);
-    panels.addEventListener("pointerdown", follow);
-    panels.addEventListener("pointerleave", hide);
-    panels.addEventListener("blur", hide);
-    panels.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: -0.01, ArrowRight: 0.01 }[event.key];
-      if (step) { event.preventDefault(); show(key + step); }
-      if (event.key === "Escape") hide();
-    });
-  }
+  const { $, el, whole, brief, chart, marked, facts, tokens } = hillclimb;
+  document.querySelectorAll("figure[data-chart]").forEach(chart);
 
   /* Tabs: one climb at a time. */
   for (const tabs of document.querySelectorAll(".tabs")) {
@@ -145,6 +72,7 @@
   const link = (data, i) => "#rollout=" + encodeURI(idOf(data, i));
   const outcome = (data, i) => (!data.graded[i] ? "none" : data.task[i] > 0 ? "pass" : "fail");
   const SIGN = { pass: "✓", fail: "✗", none: "?" };
+  const TOLD = { trained: "Its tokens are not in this file; what a step learnt from is in the files under tokens/ of the climb." };
   const SAY = { pass: "passed", fail: "failed", none: "not graded" };
 
   for (const block of blocks) field.climb.append(el("option", { value: block.climb, text: block.climb }));
@@ -234,22 +162,6 @@
     $(id).addEventListener("click", () => { page = Math.min(move(), Math.ceil(found.length / PAGE) - 1); list(); });
 
   /* One rollout. */
-  const marked = (text, search) => {
-    const pre = el("pre", { tabindex: "0" });
-    for (const piece of text.split(/(<\/?[A-Za-z_|][^<>\n]{0,60}>)/)) {
-      const tag = /^<\/?[A-Za-z_|][^<>\n]{0,60}>$/.test(piece), lower = piece.toLowerCase();
-      let at = 0, hit;
-      const parts = [];
-      while (search && (hit = lower.indexOf(search, at)) >= 0) {
-        parts.push(piece.slice(at, hit), el("mark", { text: piece.slice(hit, hit + search.length) }));
-        at = hit + search.length;
-      }
-      parts.push(piece.slice(at));
-      if (tag) pre.append(el("span", { class: "tag" }, ...parts)); else pre.append(...parts);
-    }
-    return pre;
-  };
-  const facts = (pairs) => el("dl", { class: "ro-meta" }, ...pairs.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
   const siblings = (data, i) => {
     const group = [];
     for (let j = 0; j < data.response.length; j++)
@@ -285,7 +197,8 @@
         ["update", data.update[i]], ["sample", data.sample[i]], ...Object.entries(data.other).map(([key, values]) => [key, brief(values[i])])]),
       siblings(data, i) ?? "",
       el("h4", { text: "Prompt" }), marked(word(data, "prompt", i), search),
-      el("h4", { text: "Response" }), marked(data.response[i], search));
+      el("h4", { text: "Response" }), marked(data.response[i], search),
+      ...(data.tokens[i] ? [el("h4", { text: "Its tokens, learner against engine" }), tokens(data.tokens[i])] : [el("p", { class: "note", text: TOLD[word(data, "status", i)] ?? "" })]));
     detail.classList.add("open");
     document.body.classList.add("reading");
     detail.scrollTop = 0;
