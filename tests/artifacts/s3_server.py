@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from s3fs import S3FileSystem
+
 SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"
 HOP_BY_HOP = ("connection", "expect", "transfer-encoding", "content-length")
 CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
@@ -142,7 +144,8 @@ def moto() -> Iterator[int]:
 
 @contextlib.contextmanager
 def proxy(port: int) -> Iterator[Proxy]:
-    """A proxy before the server at `port`."""
+    """A proxy before the server at `port`, which no client of an earlier one stands in for."""
+    S3FileSystem.clear_instance_cache()
     server = Proxy(port)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:

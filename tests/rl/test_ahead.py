@@ -284,7 +284,7 @@ def test_the_mismatch_is_measured_on_what_the_present_weights_drew(
     learner: Learner, tokenizer: TextTokenizer, graders: Graders
 ) -> None:
     follower = Follower(learner, tokenizer)
-    choices = {**SHAPE, "stop": {"max_mismatch": 1e-4}, "learning_rate": 1e-2}
+    choices = {**SHAPE, "stop": {"max_mismatch": 1e-4, "halt": ["mismatch"]}, "learning_rate": 1e-2}
     climb = make_climb(learner, follower, graders, {}, **choices)
     assert list(climb.run())
     assert climb.stop is not None
