@@ -29,7 +29,7 @@ from hillclimb.training.determinism import be_deterministic
 from hillclimb.training.learner import Learner
 
 EVERY, ROWS, LENGTH = 3, 4, 16
-BALLAST = 16 << 20
+BALLAST = 64 << 20
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

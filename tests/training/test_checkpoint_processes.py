@@ -23,10 +23,10 @@ def group() -> Iterator[None]:
 
 def half_written(out: Path) -> set[Path]:
     folders = (out / "resume").glob("step-*")
-    return {f for f in folders if any(f.glob("*")) and not (f / "whole.json").exists()}
+    return {folder for folder in folders if not (folder / "whole.json").exists()}
 
 
-STEPS = "60"
+STEPS = "30"
 """So many that the last kill still comes before the end on a fast machine."""
 
 
@@ -63,7 +63,7 @@ def test_killed_at_any_moment_training_ends_with_the_same_bytes(tmp_path):
     for key in ("weights", "losses", "steps"):
         assert again[key] == whole[key]
     assert again["hashes"].items() <= whole["hashes"].items()
-    assert not half_written(out)
+    assert not [file for folder in half_written(out) for file in folder.iterdir()]
 
 
 @pytest.mark.slow("a process on two ranks")
