@@ -77,6 +77,7 @@ def test_a_pod_that_is_taken_away_is_no_failure(cluster, launcher_on, tmp_path, 
         cluster.lose_node(first)
     else:
         cluster.evict(first, reason)
+    cluster.wait_for(lambda: len(cluster.created("Pod")) == 2)
     open_gate(tmp_path)
     assert followed.until_ended().state is State.DONE
     assert followed.steps == list(range(6))
