@@ -21,10 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from plain_mai import Plain
 
 from hillclimb.environments.tasks import Problem
-from hillclimb.model.attention import KVCache
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.fast import keep_weights_in_bf16
 from hillclimb.model.modeling import MaiForCausalLM
@@ -52,19 +51,6 @@ class Row:
     routed: bool = False
     gaps: dict[str, tuple[float, float]] = field(default_factory=dict)
     failed: str = ""
-
-
-class Plain(MaiForCausalLM):
-    """Never takes the fast path, since it always has a cache."""
-
-    def hidden(
-        self, input_ids: Tensor, segments: Tensor | None = None, cache: KVCache | None = None,
-        starts: Tensor | None = None, routes: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Final hidden states."""
-        batch, length = input_ids.shape
-        room = cache or KVCache.empty(self.config, batch, length, self.embed.weight)
-        return super().hidden(input_ids, segments, room, starts, routes)
 
 
 def configuration(device: torch.device, head_dim: int | None) -> MaiConfig:

@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from plain_mai import Plain
 from torch import Tensor
 
 from hillclimb.environments.tasks import Problem
-from hillclimb.model.attention import KVCache
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.fast import keep_weights_in_bf16
 from hillclimb.model.modeling import MaiForCausalLM
@@ -36,19 +36,6 @@ PARAMS = SamplingParams(64, 1.0, 0.97, routes=True)
 PROMPTS = [[1 + i, 2 + 3 * i, 3 + i * i % 400, 4] for i in range(12) for _ in range(4)]
 MICRO_BATCH = 4096
 NAMES = {torch.float32: "FP32", torch.bfloat16: "BF16"}
-
-
-class Plain(MaiForCausalLM):
-    """Never takes the fast path, since it always has a cache."""
-
-    def hidden(
-        self, input_ids: Tensor, segments: Tensor | None = None, cache: KVCache | None = None,
-        starts: Tensor | None = None, routes: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Final hidden states."""
-        batch, length = input_ids.shape
-        room = cache or KVCache.empty(self.config, batch, length, self.embed.weight)
-        return super().hidden(input_ids, segments, room, starts, routes)
 
 
 def main() -> None:
