@@ -21,7 +21,7 @@ from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rl.curriculum import PromptQueue
 from hillclimb.rl.groups import Sample, no_routes, sample_of
 from hillclimb.rl.objective import Objective
-from hillclimb.rl.policy import PolicyLoss, micro_batches, with_old_logprobs
+from hillclimb.rl.policy import PolicyLoss, micro_batches, packs, with_old_logprobs
 from hillclimb.rl.rollouts import Rollout, Sampler
 from hillclimb.rollout.engine import SamplingParams
 from hillclimb.training.checkpoint import Checkpointer
@@ -83,7 +83,8 @@ class OnPolicyDistiller:
         rollouts = self._draw(step)
         samples = [sample for name in self.queue.names for sample in self._told(name, rollouts)]
         tokens = int(sum(sample.drawn.sum() for sample in samples))
-        batches = micro_batches(samples, self.config["micro_batch_tokens"], None)
+        packed = packs(self.learner.model)
+        batches = micro_batches(samples, self.config["micro_batch_tokens"], None, packed)
         loss = PolicyLoss(OBJECTIVE, 1.0, tokens)
         sums = self.learner.step(batches, loss, self.config["learning_rate"])
         return {

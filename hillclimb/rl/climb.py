@@ -23,7 +23,7 @@ from hillclimb.rl.groups import Buffer, Group, Sample
 from hillclimb.rl.learned import Learned, learned_from
 from hillclimb.rl.metrics import Kept, Row, Update, age_columns, step_columns
 from hillclimb.rl.objective import EntropyControl, Objective
-from hillclimb.rl.policy import PolicyLoss, micro_batches, with_old_logprobs, with_routes
+from hillclimb.rl.policy import PolicyLoss, micro_batches, packs, with_old_logprobs, with_routes
 from hillclimb.rl.rollouts import Sampler
 from hillclimb.rl.stop import Stop, decide_stop, signalled
 from hillclimb.rl.turns import Problems, Source, Turns
@@ -197,11 +197,11 @@ class Climb:
         gap = self._gap(samples) if not before else None
         objective = Objective.of(self.config, self.control.k)
         loss = PolicyLoss(objective, self.config["sampling"]["temperature"], tokens)
-        batches = micro_batches(samples, self.config["micro_batch_tokens"], self._vocab())
-        sums = self.learner.step(batches, loss, self.config["learning_rate"])
-        self.learned += learned_from(
-            groups, loss.seen, self.config["micro_batch_tokens"], self.update, len(before)
+        batches = micro_batches(
+            samples, self.config["micro_batch_tokens"], self._vocab(), packs(self.learner.model)
         )
+        sums = self.learner.step(batches, loss, self.config["learning_rate"])
+        self.learned += learned_from(groups, loss.seen, batches, self.update, len(before))
         row = self._row(sums, tokens, groups, update, before)
         row["mismatch"] = row["mismatch"] if gap is None else gap
         row["seconds_learning"] = time.perf_counter() - started

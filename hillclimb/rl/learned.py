@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hillclimb.rl.groups import Group, Sample
-from hillclimb.rl.policy import by_sample
+from hillclimb.rl.policy import PolicyBatch, by_sample
 
 TOKENS_A_STEP = 2**18
 
@@ -41,7 +40,7 @@ class Learned:
 
 
 def learned_from(
-    groups: Sequence[Group], seen: Sequence[Tensor], micro_batch_tokens: int, version: int,
+    groups: Sequence[Group], seen: Sequence[Tensor], batches: Sequence[PolicyBatch], version: int,
     steps: int, most: int = TOKENS_A_STEP,
 ) -> list[Learned]:  # fmt: skip
     """The rollouts of one gradient step, in their order; at most `most` tokens of them.
@@ -50,15 +49,14 @@ def learned_from(
     climb always keeps the same.
 
     Args:
-        seen: what the loss function collected of them, by micro-batch.
+        seen: what the loss function collected of them, by micro-batch of `batches`.
         version, steps: of the learner, as `Learned` has them.
     """
     owners = [(group, sample) for group in groups for sample in group.samples]
-    samples = [sample for _, sample in owners]
-    logprobs = by_sample(torch.cat(list(seen)).float().cpu().numpy(), samples, micro_batch_tokens)
+    logprobs = by_sample(seen, batches)
     kept = _kept(owners, most)
     return [
-        Learned(sample, group.update, group.number, version, steps, logprobs[i].copy())
+        Learned(sample, group.update, group.number, version, steps, logprobs[i])
         for i, (group, sample) in enumerate(owners)
         if i in kept
     ]

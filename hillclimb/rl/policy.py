@@ -8,6 +8,10 @@ stays the one that it drew from; at equal weights the ratio is then the nucleus'
 With routes replayed, each token goes through the experts that it went through when it was fed for
 drawing. The gates are the learner's own probabilities of those experts, so its router learns. A
 token without a recorded route, such as the last one, is routed freely.
+
+On a GPU a row of a micro-batch holds many samples, as documents of a packed sequence, and all
+micro-batches have one shape: kernels are compiled once, and nothing is computed for short samples
+beside long ones. On a CPU a row is one sample.
 """
 
 from __future__ import annotations
@@ -26,13 +30,25 @@ from hillclimb.rl.groups import Sample
 from hillclimb.rl.objective import DrawnTokens, Objective, policy_objective
 from hillclimb.rollout.sampling import unpack_mask
 
+ROW = 1024
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a micro-batch has the sample of that number."""
+
+    sample: int
+    row: int
+    start: int
+
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Right-padded samples.
+    """Samples in rows, one behind the other.
 
     Attributes:
-        tokens: (B, T); segments: (B, T), -1 on padding.
+        places: of the samples, in the order of their drawn tokens.
+        tokens: (B, T); segments: (B, T), the sample's place in its row, -1 on padding.
         positions: (N, 2) row and column of the logits that predict each drawn token.
         targets: of the N drawn tokens.
         drawn: what is known of them.
@@ -40,6 +56,7 @@ class PolicyBatch:
         routes: int16 (B, T, MoE layers, top_k), -1 where free; None where all are.
     """
 
+    places: tuple[Place, ...]
     tokens: Tensor
     segments: Tensor
     positions: Tensor
@@ -52,66 +69,113 @@ class PolicyBatch:
         """On another device."""
         kept, routes = (None if t is None else t.to(device) for t in (self.kept, self.routes))
         return PolicyBatch(
-            self.tokens.to(device), self.segments.to(device), self.positions.to(device),
-            self.targets.to(device), self.drawn.to(device), kept, routes,
+            self.places, self.tokens.to(device), self.segments.to(device),
+            self.positions.to(device), self.targets.to(device), self.drawn.to(device), kept, routes,
         )  # fmt: skip
 
 
-def micro_batches(samples: Sequence[Sample], tokens: int, vocab: int | None) -> list[PolicyBatch]:
-    """Samples of like length together, at most `tokens` padded tokens a batch.
+def packs(model: MaiForCausalLM) -> bool:
+    """Whether rows of this model's micro-batches hold several samples."""
+    return bool(model.embed.weight.is_cuda)
+
+
+def micro_batches(
+    samples: Sequence[Sample], tokens: int, vocab: int | None, packed: bool = False
+) -> list[PolicyBatch]:
+    """Samples of like length together, at most `tokens` tokens a batch, padding counted.
 
     Args:
         vocab: size of the vocabulary, for the nucleus; None where it is not replayed.
+        packed: several samples a row, all batches of one shape.
     """
-    return [_batch([samples[i] for i in rows], vocab) for rows in _packed(samples, tokens)]
+    arranged = _packed(samples, tokens) if packed else _padded(samples, tokens)
+    return [_batch(samples, places, shape, vocab) for places, shape in arranged]
 
 
-def _packed(samples: Sequence[Sample], tokens: int) -> list[list[int]]:
-    """Which samples go together, in the order of their lengths."""
-    packed: list[list[int]] = []
-    for index in sorted(range(len(samples)), key=lambda i: samples[i].length):
-        if packed and (len(packed[-1]) + 1) * samples[index].length <= tokens:
-            packed[-1].append(index)
+Arranged = list[tuple[list[Place], tuple[int, int]]]
+
+
+def _by_length(samples: Sequence[Sample]) -> list[int]:
+    return sorted(range(len(samples)), key=lambda i: samples[i].length)
+
+
+def _padded(samples: Sequence[Sample], tokens: int) -> Arranged:
+    """One sample a row, as wide as the longest of its batch."""
+    batches: list[list[int]] = []
+    for index in _by_length(samples):
+        if batches and (len(batches[-1]) + 1) * samples[index].length <= tokens:
+            batches[-1].append(index)
         else:
-            packed.append([index])
-    return packed
+            batches.append([index])
+    return [
+        ([Place(i, row, 0) for row, i in enumerate(batch)], (len(batch), samples[batch[-1]].length))
+        for batch in batches
+    ]
 
 
-def _batch(rows: list[Sample], vocab: int | None) -> PolicyBatch:
-    width = max(row.length for row in rows)
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    segments = torch.full((len(rows), width), -1, dtype=torch.long)
-    positions, targets, engine, old, weights, kept = [], [], [], [], [], []
-    for index, row in enumerate(rows):
-        body = torch.cat((torch.from_numpy(row.prompt), torch.from_numpy(row.tokens))).long()
-        tokens[index, : row.length], segments[index, : row.length] = body, 0
-        columns = torch.from_numpy(row.drawn).nonzero()[:, 0] + len(row.prompt)
-        positions.append(torch.stack((torch.full_like(columns, index), columns - 1), dim=1))
+def _packed(samples: Sequence[Sample], tokens: int) -> Arranged:
+    """Rows of a power of two that takes the longest sample, as many as `tokens` allow."""
+    longest = max((sample.length for sample in samples), default=1)
+    width = max(ROW, 1 << (longest - 1).bit_length())
+    height = max(1, tokens // width)
+    rows: list[list[Place]] = []
+    end = width
+    for index in _by_length(samples):
+        length = samples[index].length
+        if end + length > width:
+            rows.append([])
+            end = 0
+        rows[-1].append(Place(index, (len(rows) - 1) % height, end))
+        end += length
+    return [
+        ([place for row in rows[first : first + height] for place in row], (height, width))
+        for first in range(0, len(rows), height)
+    ]
+
+
+def _batch(
+    samples: Sequence[Sample], places: list[Place], shape: tuple[int, int], vocab: int | None
+) -> PolicyBatch:
+    tokens = torch.zeros(shape, dtype=torch.long)
+    segments = torch.full(shape, -1, dtype=torch.long)
+    numbers = [0] * shape[0]
+    positions, targets, owners, engine, old, weights, kept = [], [], [], [], [], [], []
+    for owner, place in enumerate(places):
+        sample, row = samples[place.sample], place.row
+        body = torch.cat((torch.from_numpy(sample.prompt), torch.from_numpy(sample.tokens))).long()
+        tokens[row, place.start : place.start + len(body)] = body
+        segments[row, place.start : place.start + len(body)] = numbers[row]
+        numbers[row] += 1
+        columns = torch.from_numpy(sample.drawn).nonzero()[:, 0] + len(sample.prompt)
+        before = columns + place.start - 1
+        positions.append(torch.stack((torch.full_like(columns, row), before), dim=1))
         targets.append(body[columns])
-        engine.append(torch.from_numpy(row.logprobs[row.drawn]))
-        old.append(engine[-1] if row.old is None else torch.from_numpy(row.old))
-        weights.append(torch.from_numpy(np.full(len(columns), row.advantage, np.float32)))
+        owners.append(torch.full_like(columns, owner))
+        engine.append(torch.from_numpy(sample.logprobs[sample.drawn]))
+        old.append(engine[-1] if sample.old is None else torch.from_numpy(sample.old))
+        weights.append(torch.from_numpy(np.full(len(columns), sample.advantage, np.float32)))
         if vocab is not None:
-            kept.append(unpack_mask(row.nucleus[row.drawn], vocab))
-    places = torch.cat(positions)
+            kept.append(unpack_mask(sample.nucleus[sample.drawn], vocab))
     drawn = DrawnTokens(
-        torch.cat(engine), torch.cat(old), torch.cat(weights), places[:, 0], len(rows)
+        torch.cat(engine), torch.cat(old), torch.cat(weights), torch.cat(owners), len(places)
     )
     return PolicyBatch(
-        tokens, segments, places, torch.cat(targets), drawn, torch.cat(kept) if kept else None,
-        _routes(rows, width),
+        tuple(places), tokens, segments, torch.cat(positions), torch.cat(targets), drawn,
+        torch.cat(kept) if kept else None, _routes(samples, places, shape),
     )  # fmt: skip
 
 
-def _routes(rows: list[Sample], width: int) -> Tensor | None:
-    shape = next((row.routes.shape[1:] for row in rows if len(row.routes)), None)
-    if shape is None:
+def _routes(
+    samples: Sequence[Sample], places: list[Place], shape: tuple[int, int]
+) -> Tensor | None:
+    told = [(place, samples[place.sample].routes) for place in places]
+    told = [(place, routes) for place, routes in told if len(routes)]
+    if not told:
         return None
-    routes = torch.full((len(rows), width, *shape), -1, dtype=torch.int16)
-    for index, row in enumerate(rows):
-        if len(row.routes):
-            routes[index, : len(row.routes)] = for_model(row.routes)
-    return routes
+    forced = torch.full((*shape, *told[0][1].shape[1:]), -1, dtype=torch.int16)
+    for place, routes in told:
+        forced[place.row, place.start : place.start + len(routes)] = for_model(routes)
+    return forced
 
 
 def drawn_logprobs(model: Any, batch: PolicyBatch, temperature: float) -> Tensor:
@@ -133,25 +197,19 @@ def with_old_logprobs(
 ) -> list[Sample]:  # fmt: skip
     """The samples with the log-probabilities that the model gives their drawn tokens now."""
     model.eval()
-    found = list(samples)
-    for rows in _packed(samples, tokens):
-        batch = _batch([samples[i] for i in rows], vocab)
-        logprobs = drawn_logprobs(model, batch, temperature).cpu().numpy()
-        for i, part in zip(rows, _split(logprobs, samples, rows), strict=True):
-            found[i] = replace(samples[i], old=part)
-    return found
+    batches = micro_batches(samples, tokens, vocab, packs(model))
+    found = by_sample([drawn_logprobs(model, batch, temperature) for batch in batches], batches)
+    return [replace(sample, old=old) for sample, old in zip(samples, found, strict=True)]
 
 
-def by_sample(logprobs: np.ndarray, samples: Sequence[Sample], tokens: int) -> list[np.ndarray]:
-    """What belongs to each sample of the values (N,) of all drawn tokens, micro-batch by
-    micro-batch as `micro_batches` packs them."""
-    order = [i for rows in _packed(samples, tokens) for i in rows]
-    parts = dict(zip(order, _split(logprobs, samples, order), strict=True))
-    return [parts[i] for i in range(len(samples))]
-
-
-def _split(values: np.ndarray, samples: Sequence[Sample], rows: list[int]) -> list[np.ndarray]:
-    return np.split(values, np.cumsum([samples[i].drawn.sum() for i in rows])[:-1])
+def by_sample(values: Sequence[Tensor], batches: Sequence[PolicyBatch]) -> list[np.ndarray]:
+    """What belongs to each sample, in their order, of values (N,) of each batch's drawn tokens."""
+    parts: dict[int, np.ndarray] = {}
+    for whole, batch in zip(values, batches, strict=True):
+        counts = torch.bincount(batch.drawn.rows, minlength=len(batch.places)).tolist()
+        split = np.split(whole.float().cpu().numpy(), np.cumsum(counts)[:-1])
+        parts |= {place.sample: part for place, part in zip(batch.places, split, strict=True)}
+    return [parts[i].copy() for i in range(len(parts))]
 
 
 @torch.no_grad()
@@ -168,15 +226,17 @@ def with_routes(
     wanting = [
         i for i, s in enumerate(samples) if not len(s.routes) and (s.versions == version).all()
     ]
-    for rows in _packed([samples[i] for i in wanting], tokens):
-        places = [wanting[row] for row in rows]
-        batch = _batch([samples[i] for i in places], None).to(model.embed.weight.device)
+    asked = [samples[i] for i in wanting]
+    for batch in micro_batches(asked, tokens, None, packs(model)):
+        there = batch.to(model.embed.weight.device)
         with recorded(model) as routes:
-            model.hidden(batch.tokens, batch.segments)
+            model.hidden(there.tokens, there.segments)
             passed = routes()
         passed = passed.reshape(*batch.tokens.shape, *passed.shape[1:])
-        for i, row in zip(places, passed, strict=True):
-            found[i] = replace(samples[i], routes=row[: samples[i].length - 1].copy())
+        for place in batch.places:
+            i, fed = wanting[place.sample], asked[place.sample].length - 1
+            own = passed[place.row, place.start : place.start + fed].copy()
+            found[i] = replace(samples[i], routes=own)
     return found
 
 

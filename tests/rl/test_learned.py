@@ -120,15 +120,15 @@ def sample(number: int, drawn: list[bool]) -> Sample:
 drawn_masks = st.lists(st.booleans(), min_size=1, max_size=9).map(lambda mask: [True, *mask])
 
 
-@given(st.lists(drawn_masks, min_size=1, max_size=12), st.integers(1, 60))
+@given(st.lists(drawn_masks, min_size=1, max_size=12), st.integers(1, 60), st.booleans())
 def test_each_rollout_gets_its_own_tokens_and_the_bound_holds(
-    masks: list[list[bool]], most: int
+    masks: list[list[bool]], most: int, packed: bool
 ) -> None:
     samples = tuple(sample(i, mask) for i, mask in enumerate(masks))
     group = Group(samples, 0, 0.5, update=4, number=2)
-    batches = micro_batches(samples, 30, None)
+    batches = micro_batches(samples, 30, None, packed)
     seen = [batch.targets.float() for batch in batches]
-    found = learned_from([group], seen, 30, 5, 1, most)
+    found = learned_from([group], seen, batches, 5, 1, most)
     for each in found:
         expected = each.sample.tokens[each.sample.drawn]
         assert each.logprobs.tolist() == expected.tolist()

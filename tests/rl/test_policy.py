@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
@@ -87,11 +89,13 @@ def changed(model: MaiForCausalLM) -> MaiForCausalLM:
     return other
 
 
-def gradient(model: MaiForCausalLM, samples: list[Sample], objective: Objective) -> torch.Tensor:
+def gradient(
+    model: MaiForCausalLM, samples: list[Sample], objective: Objective, packed: bool = False
+) -> torch.Tensor:
     """Of the embedding, over all micro-batches."""
     model.zero_grad()
     tokens = int(sum(sample.drawn.sum() for sample in samples))
-    for batch in micro_batches(samples, 20, VOCAB):
+    for batch in micro_batches(samples, 20, VOCAB, packed):
         PolicyLoss(objective, TEMPERATURE, tokens)(model, batch)[0].backward()
     assert model.embed.weight.grad is not None
     return model.embed.weight.grad.clone()
@@ -126,3 +130,40 @@ def test_an_engine_that_is_wrong_by_a_factor_is_put_right(model: MaiForCausalLM)
     assert torch.allclose(right, capped, atol=1e-6)
     plain = gradient(model, samples, Objective(0.4, 1.5, 50.0))
     assert not torch.allclose(right, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_rows_of_many_samples_give_the_gradient_of_rows_of_one(
+    model: MaiForCausalLM, ratio: str
+) -> None:
+    """The learner is another one than drew, so that sequences have ratios of their own."""
+    samples, objective = sampled(model) * 3, Objective(0.9, 1.1, ratio=ratio)  # type: ignore
+    later = changed(model)
+    apart, together = (gradient(later, samples, objective, packed) for packed in (False, True))
+    assert float(apart.abs().max()) > 1e-4
+    assert torch.allclose(apart, together, atol=1e-6)
+
+
+lengths = st.lists(st.integers(2, 1500), min_size=1, max_size=40)
+
+
+@given(lengths, st.sampled_from([20, 1024, 5000]))
+def test_packed_batches_have_one_shape_and_every_sample_once(sizes: list[int], most: int) -> None:
+    samples = [of_length(size) for size in sizes]
+    batches = micro_batches(samples, most, None, packed=True)
+    assert len({batch.tokens.shape for batch in batches}) == 1
+    rows, width = batches[0].tokens.shape
+    assert rows * width <= max(most, width)
+    assert width < max(1025, 2 * max(sizes))
+    placed = [place.sample for batch in batches for place in batch.places]
+    assert sorted(placed) == list(range(len(sizes)))
+    assert sum(int((batch.segments >= 0).sum()) for batch in batches) == sum(sizes)
+
+
+def of_length(size: int) -> Sample:
+    """One token of prompt, the rest drawn."""
+    count = size - 1
+    return Sample(
+        np.zeros(1, np.int32), np.zeros(count, np.int32), np.ones(count, bool),
+        np.zeros(count, np.float32), np.zeros((count, 1), np.uint8), 1.0,
+    )  # fmt: skip

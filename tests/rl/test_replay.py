@@ -14,6 +14,7 @@ from torch import Tensor
 from hillclimb.environments.tasks import Problem
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
+from hillclimb.rl import policy
 from hillclimb.rl.groups import Buffer, Group, Sample, no_routes, sample_of
 from hillclimb.rl.objective import Objective
 from hillclimb.rl.policy import (
@@ -116,7 +117,7 @@ def test_on_a_gpu_the_fast_path_replays_the_engine(plain: MaiForCausalLM) -> Non
     model = MaiForCausalLM(config).initialise(0).eval().cuda()
     samples = drawn(TorchEngine(model))
     with torch.no_grad():
-        batches = micro_batches(samples, 64, VOCAB)
+        batches = micro_batches(samples, 4096, VOCAB, packed=True)
         found = [drawn_logprobs(model, b, TEMPERATURE).cpu() - b.drawn.engine for b in batches]
     assert float(torch.cat(found).abs().mean()) < 0.1
 
@@ -149,6 +150,23 @@ def test_routes_that_no_engine_tells_are_the_learners_at_the_weights_that_drew(
     first, second = with_routes(plain, [mixed, told[1]], 64, version=0)
     assert len(first.routes) == 0
     assert second.routes is told[1].routes
+
+
+def test_rows_of_many_samples_have_the_same_routes_and_log_probabilities(
+    plain: MaiForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = drawn(TorchEngine(plain))
+    silent = free(samples)
+    apart = with_routes(plain, silent, 64, 0)
+    before = with_old_logprobs(plain, samples, 64, VOCAB, TEMPERATURE)
+    monkeypatch.setattr(policy, "packs", lambda model: True)
+    for found, expected in zip(with_routes(plain, silent, 64, 0), apart, strict=True):
+        assert np.array_equal(np.sort(found.routes), np.sort(expected.routes))
+    after = with_old_logprobs(plain, samples, 64, VOCAB, TEMPERATURE)
+    for found, expected in zip(after, before, strict=True):
+        assert found.old is not None
+        assert expected.old is not None
+        assert np.allclose(found.old, expected.old, atol=1e-5)
 
 
 def completion(tokens: int, routes: range | None, version: int, finish: str = "stop") -> Completion:
