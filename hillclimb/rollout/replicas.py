@@ -8,11 +8,12 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from urllib.parse import urlsplit
 
 from hillclimb.rollout.engine import Completion
-from hillclimb.rollout.wire import Ask, Weights, unpack
+from hillclimb.rollout.wire import Ask, Outdated, Weights, unpack
 
 _CONNECT = 5.0
 _FIRST, _SLOWEST = 0.5, 15.0
 _OURS = (400, 413)
+UNREACHED = 424
 
 
 class Away(Exception):
@@ -21,6 +22,10 @@ class Away(Exception):
 
 class Failed(Away):
     """The server tried and could not; says why."""
+
+
+class Unreached(Away):
+    """The server cannot read weights where they are; says why."""
 
 
 class Replica:
@@ -80,11 +85,16 @@ class Replica:
         """Have the server take weights.
 
         Raises:
-            Away: if the server is; `Failed` if it cannot.
+            Away: if the server is, or they are gone; `Failed` if it cannot; `Unreached` if it does
+                not get at them.
             ValueError: if it refuses what is in them.
         """
-        place = f"/weights/{weights.version}/{weights.sha256}"
-        self._call("PUT", place, weights.body, self._silence)
+        place = f"/{weights.place}/{weights.version}/{weights.sha256}"
+        try:
+            with weights.ready():
+                self._call("PUT", place, weights.body, self._silence)
+        except Outdated as outdated:
+            raise Away(str(outdated)) from outdated
 
     def interrupt(self) -> None:
         """Have the batch that is being drawn come back as it is; a server that is away has none."""
@@ -117,7 +127,8 @@ class Replica:
             sentence = response.read().decode(errors="replace")
             if response.status in _OURS:
                 raise ValueError(f"{self.url} refuses what it is sent: {sentence}")
-            raise Away(f"it answers {response.status}: {sentence}")
+            kind = Unreached if response.status == UNREACHED else Away
+            raise kind(f"it answers {response.status}: {sentence}")
         if response.headers.get("Transfer-Encoding") != "chunked":
             return response.read()
         while (mark := response.read(1)) == b".":

@@ -6,6 +6,7 @@ It computes on the CPUs of its machine. It answers once it has loaded the climb'
 
     GET  /health                      200; which weights it holds
     PUT  /weights/<version>/<sha256>  take these weights, safetensors of the start's shapes
+    PUT  /shared-weights/<v>/<sha256> the same, from the GPU's memory: a `SharedBuffer` as JSON
     POST /generate                    draw one batch (`wire.Ask`); 409 where it holds other weights
     POST /interrupt                   200; batches that are accepted by now come back as they are
 
@@ -46,11 +47,14 @@ from hillclimb.artifacts import Artifact, ArtifactError
 from hillclimb.model.folder import MODEL, read_network
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import RolloutEngine, undrawn
+from hillclimb.rollout.replicas import UNREACHED
+from hillclimb.rollout.shared_weights import opened
 from hillclimb.rollout.soundness import unshared
 from hillclimb.rollout.torch_engine import TorchEngine
 from hillclimb.rollout.wire import Ask, Weights, pack
 
 MAX_ASK = 256 * 2**20
+MAX_TABLE = 2**20
 BEAT = 5.0
 TERMINATED = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1
@@ -101,8 +105,8 @@ class RolloutServer(ThreadingHTTPServer):
         """Without the name of the address, for which a DNS server may let one wait."""
         TCPServer.server_bind(self)
 
-    def check(self, sha256: str, body: bytes) -> dict[str, Tensor]:
-        """The weights in `body`.
+    def check(self, sha256: str, body: bytes, shared: bool) -> dict[str, Tensor]:
+        """The weights in `body`, or, where they are `shared`, those that it tells of.
 
         Raises:
             Refused: if they are not those of the digest, or do not fit the start.
@@ -110,9 +114,11 @@ class RolloutServer(ThreadingHTTPServer):
         if hashlib.sha256(body).hexdigest() != sha256:
             raise Refused(422, "the weights are not those of the digest: send them again")
         try:
-            weights = load(body)
+            weights = opened(body) if shared else load(body)
         except SafetensorError as error:
             raise Refused(400, f"the weights are no safetensors: {error}") from error
+        except ValueError as error:
+            raise Refused(UNREACHED, str(error)) from error
         own, given = self._shapes, _shapes(weights)
         for name in sorted(own.keys() | given.keys()):
             expected, found = own.get(name, "nothing"), given.get(name, "nothing")
@@ -190,8 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _weights(self) -> Callable[[], bytes]:
         match self.path.split("/"):
-            case ["", "weights", version, sha256] if version.isdecimal():
-                weights = self.server.check(sha256, self._body(self.server.size))
+            case ["", "weights" | "shared-weights" as kind, version, sha256] if version.isdecimal():
+                body = self._body(max(self.server.size, MAX_TABLE))
+                weights = self.server.check(sha256, body, kind == "shared-weights")
                 return lambda: self.server.take(weights, int(version), sha256)
         raise Refused(404, f"there is no {self.path}")
 

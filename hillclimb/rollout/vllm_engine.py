@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
@@ -18,7 +19,8 @@ from transformers.modeling_utils import PreTrainedModel
 from hillclimb.rollout.calls import Batch, take_together
 from hillclimb.rollout.local_server import LocalServer
 from hillclimb.rollout.remote import RemoteEngine
-from hillclimb.rollout.replicas import Away, Failed, Replica
+from hillclimb.rollout.replicas import Away, Failed, Replica, Unreached
+from hillclimb.rollout.shared_weights import SharedBuffer
 from hillclimb.rollout.soundness import unshared
 
 PYTHON = "HILLCLIMB_VLLM_PYTHON"
@@ -33,9 +35,10 @@ class VllmEngine(RemoteEngine):
     """Draws with vLLM: on the GPU where there is one, in BF16; else on the CPU, in FP32.
 
     The child lives and dies with this process and is started anew where it dies itself; what it
-    was drawing is drawn again. It is given each version's weights at once, and checks that it
-    computes what the network computes. A call's seed decides its draws, which are not those of
-    `TorchEngine`.
+    was drawing is drawn again. It has the last of the GPUs, and shares the learner's where there is
+    one alone. It is given each version's weights at once, from GPU to GPU where they are on one,
+    and checks that it computes what the network computes. A call's seed decides its draws, which
+    are not those of `TorchEngine`.
 
     Args:
         model: the start: ours, or a causal language model of transformers that vLLM knows.
@@ -55,19 +58,21 @@ class VllmEngine(RemoteEngine):
         patience: float = PATIENCE,
         log: Callable[[str], None] = print,
     ) -> None:
-        python, asked = vllm_python(), _environment_options()
+        python, given = vllm_python(), (options or {}) | _environment_options()
         self._folder = tempfile.TemporaryDirectory(prefix="hillclimb-vllm-")
         tensors = write_model(model, Path(self._folder.name))
         self._types = {name: tensor.dtype for name, tensor in tensors.items()}
         words = [
             python, "-m", "hillclimb.rollout.vllm_worker", "--model", self._folder.name,
-            "--options", json.dumps((options or {}) | asked),
+            "--options", json.dumps(given),
         ]  # fmt: skip
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": self._folder.name}
         log = _without_repeats(log)
-        self.server = LocalServer(words, environment, log)
+        self.server = LocalServer(words, environment | own_gpus(given), log)
         super().__init__([self.server.url] * CALLS, model, patience, SILENCE, log=log)
+        shared = all(tensor.is_cuda for tensor in tensors.values())
+        self._buffer = SharedBuffer(tensors) if shared else None
 
     def load_weights(self, weights: dict[str, Tensor], version: int) -> None:
         """Give the child new weights; one that is away gets them when it is back.
@@ -76,12 +81,26 @@ class VllmEngine(RemoteEngine):
             RuntimeError: if the engine is wrong with them.
         """
         own = {name: weights[name].to(dtype) for name, dtype in self._types.items()}
+        try:
+            if self._buffer is not None:
+                self._weights = self._buffer.write(own, version)
+                self._send(version)
+                return
+        except Unreached as why:
+            self._log(f"vLLM does not read the learner's memory, and gets copies: {why}")
+            self._buffer = None
         super().load_weights(own, version)
-        with suppress(Away):
-            try:
-                Replica(self.server.url, SILENCE).send(self._weights)
-            except Failed as failed:
-                raise RuntimeError(f"vLLM did not take version {version}: {failed}") from failed
+        self._send(version)
+
+    def _send(self, version: int) -> None:
+        try:
+            Replica(self.server.url, SILENCE).send(self._weights)
+        except Failed as failed:
+            raise RuntimeError(f"vLLM did not take version {version}: {failed}") from failed
+        except Unreached:
+            raise
+        except Away:
+            return  # it gets them when it is back
 
     def close(self) -> None:
         """End the child."""
@@ -135,6 +154,16 @@ def _environment_options() -> dict[str, Any]:
         if isinstance(options, dict):
             return options
     raise ValueError(f"{OPTIONS} is no JSON object with arguments of vllm.LLM: {text}")
+
+
+def own_gpus(options: dict[str, Any]) -> dict[str, str]:
+    """What lets the child see the last GPUs, as many as it computes on; nothing for one GPU."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    wanted = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(visible[-wanted:])}
 
 
 def write_model(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:

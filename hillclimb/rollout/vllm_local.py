@@ -84,6 +84,7 @@ class LocalVllm:
         self._routed = isinstance(self._config, MaiConfig) and torch.cuda.is_available()
         arguments = _arguments(self._routed) | options
         self._dtype, self._context = arguments["dtype"], arguments["max_model_len"]
+        self._alone = arguments.get("tensor_parallel_size", 1) == 1
         self._llm = vllm.LLM(str(folder), **arguments)
         self._engine = self._llm.llm_engine
         self._inbox: SimpleQueue[_Call | _Load | _Interrupt] = SimpleQueue()
@@ -177,8 +178,12 @@ class LocalVllm:
 
     def _load(self, load: _Load) -> None:
         self._reference.load_state_dict(load.weights, strict=False)
-        save_file(load.weights, f"{self._scratch.name}/model.safetensors")
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": self._scratch.name})
+        if self._alone and all(tensor.is_cuda for tensor in load.weights.values()):
+            given: dict[str, Any] = {"weights_iterator": list(load.weights.items())}
+        else:
+            save_file(load.weights, f"{self._scratch.name}/model.safetensors")
+            given = {"weights_path": self._scratch.name}
+        self._llm.collective_rpc("reload_weights", kwargs=given)
         self._llm.collective_rpc("hillclimb_repack")
         self._llm.reset_prefix_cache()
         self._version = load.version

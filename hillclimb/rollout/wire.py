@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, get_args
 
@@ -24,19 +25,32 @@ Prompt = Annotated[list[Token], Field(min_length=1)]
 FINISHES: tuple[Finish, ...] = get_args(Finish)
 
 
+class Outdated(Exception):
+    """Weights that are no longer there."""
+
+
 @dataclass(frozen=True)
 class Weights:
-    """The weights of one version as safetensors; the SHA-256 of those tells them from others."""
+    """The weights of one version as safetensors; the SHA-256 of those tells them from others.
+
+    Attributes:
+        place: the path at which servers take such a body.
+    """
 
     version: int
     sha256: str
     body: bytes
+    place: str = "weights"
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], version: int) -> Weights:
         """A copy of a model's tensors; equal tensors have equal bytes."""
         body = save_tensors({name: t.detach().contiguous() for name, t in tensors.items()})
         return cls(version, hashlib.sha256(body).hexdigest(), body)
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Entered while they are sent; raises `Outdated` where there are others by now."""
+        return nullcontext()
 
 
 class Ask(BaseModel):
