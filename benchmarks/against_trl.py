@@ -5,9 +5,9 @@ graders with the task's reward alone, and are scored on the same held-out proble
 whose time does not count. Each run has a process of its own; the sides take turns, seed by seed.
 
     python benchmarks/against_trl.py --root .hillclimb --out build/against_trl
-    python benchmarks/against_trl.py --device cuda --root .hillclimb --out build/against_trl_gpu
+    HILLCLIMB_ENGINE=vllm python benchmarks/against_trl.py --device cuda --root .hillclimb ...
 
-On a GPU the model is one of 100M parameters or more, which the root's own worksheets teach first.
+On a GPU name a root with a base that is worth it, such as that of `recipes/h200.yaml`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import held_out
-import stage_runs
 from climb_course import Course, Point
 
 HERE = Path(__file__).parent
@@ -50,10 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{AHEAD!r} needs a thread for each of its processes: --threads 2, or name --sides"
         )
     sides = {name: {**SIDES.get(name, {}), **args.settings} for name in args.sides}
-    if args.device == "cuda" and args.base is None:
-        names = ("tokenizer", "pretraining_mixture")
-        made = {name: held_out.artifact(args.root, name) for name in names}
-        args.base = stage_runs.large_base(made, args.out).uri
     courses: dict[str, list[Course]] = {}
     for seed in args.seeds:
         for name, settings in sides.items():
@@ -67,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python benchmarks/against_trl.py")
-    parser.add_argument("--root", type=Path, default=Path(".hillclimb"), help="with a toy's base")
+    parser.add_argument("--root", type=Path, default=Path(".hillclimb"), help="with a base")
     parser.add_argument("--out", type=Path, default=Path("build/against_trl"))
     parser.add_argument("--base", help="URI of another start than the root's mai_base_256k")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -99,7 +93,9 @@ def run(
     env = {
         **os.environ,
         "OMP_NUM_THREADS": str(args.threads),
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": os.pathsep.join(
+            [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
         "TOKENIZERS_PARALLELISM": "false",
     }
     subprocess.run(words, check=True, stdout=sys.stderr, env=env)

@@ -13,6 +13,7 @@ from hillclimb.environments.sandbox import provider_for
 from hillclimb.environments.tasks import Problem
 from hillclimb.recipe.load import load_recipe
 from hillclimb.rl.climb import Climb
+from hillclimb.rl.policy import ROW
 from hillclimb.rl.rollouts import Rollout, Sampler
 from hillclimb.rollout.engine import SamplingParams
 from hillclimb.rollout.opening import open_engine
@@ -39,7 +40,10 @@ def main() -> None:
     """Climb until the steps are done, scoring on the way."""
     args = arguments()
     start = Start(args)
-    config = climb_config(args.settings, args.steps, args.max_tokens, args.learning_rate)
+    routes = {"replay.routes": args.device == "cuda"}
+    changes = {**routes, **args.settings}
+    config = climb_config(changes, args.steps, args.max_tokens, args.learning_rate)
+    start.warm(config["micro_batch_tokens"] // ROW, ROW, config["replay"]["routes"])
     beside = args.threads // 2 if config["staleness"]["ahead"] else 0
     runtime.start(args.threads - beside)
     learner = Learner(start.model, config["optimizer"], 2, config["balance_coefficient"])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from climb_course import Start, arguments
 from datasets import Dataset
-from hf_mai import HfMai
+from hf_mai import COLUMNS, HfMai
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -75,6 +75,7 @@ def main() -> None:
     """Train until the steps are done, scoring on the way."""
     args = arguments()
     start = Start(args)
+    start.warm(args.settings["per_device_train_batch_size"], COLUMNS)
     model = HfMai(start.model)
     stops = [start.tokenizer.ids[token] for token in STOP_TOKENS]
     model.generation_config.eos_token_id = stops

@@ -115,6 +115,19 @@ class Start:
         self._began = self._aside = (0.0, 0.0)
         self._taken: list[tuple[int, tuple[float, float], dict[str, Tensor]]] = []
 
+    def warm(self, rows: int, columns: int, routed: bool = False) -> None:
+        """Have what learns from such a batch compiled before the clocks go, on a GPU."""
+        if self.args.device != "cuda":
+            return
+        ids = torch.zeros(rows, columns, dtype=torch.long, device="cuda")
+        config, routes = self.model.config, None
+        if routed:
+            shape = (rows, columns, len(self.model.moe_layers()), config.num_experts_per_tok)
+            routes = torch.full(shape, -1, dtype=torch.int16, device="cuda")
+        self.model.train()
+        self.model.hidden(ids, torch.zeros_like(ids), routes=routes).sum().backward()
+        self.model.zero_grad()
+
     def go(self) -> None:
         """Set the clocks going."""
         self._began = _clocks()

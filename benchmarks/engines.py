@@ -28,7 +28,7 @@ from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.fast import keep_weights_in_bf16
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rl.groups import Sample, no_routes, sample_of
-from hillclimb.rl.policy import drawn_logprobs, micro_batches
+from hillclimb.rl.policy import drawn_logprobs, micro_batches, packs
 from hillclimb.rl.rollouts import Rollout
 from hillclimb.rollout.engine import Completion, RolloutEngine, SamplingParams
 from hillclimb.rollout.torch_engine import TorchEngine
@@ -184,7 +184,7 @@ def copied(kind: Callable[[MaiConfig], MaiForCausalLM], model: MaiForCausalLM) -
 @torch.no_grad()
 def gap(model: MaiForCausalLM, samples: list[Sample]) -> tuple[float, float]:
     """|log pi - log pi_engine|, the mean and the largest."""
-    batches = micro_batches(samples, MICRO_BATCH, model.config.vocab_size)
+    batches = micro_batches(samples, MICRO_BATCH, model.config.vocab_size, packs(model))
     parts = [drawn_logprobs(model, b, 1.0).float().cpu() - b.drawn.engine for b in batches]
     found = torch.cat(parts).abs()
     return float(found.mean()), float(found.max())

@@ -1,7 +1,8 @@
 """The MAI model as transformers' `generate` and TRL's trainers want it (transformers 5.24).
 
 The layers are the model's own modules, so weights and gradients are shared with it. Without a
-cache, tokens take the model's own way; with one, keys and values go through transformers' cache.
+cache, tokens take the model's own way, on a GPU in rows of whole multiples of `COLUMNS`, so that
+few shapes are compiled; with one, keys and values go through transformers' cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hillclimb.model.attention import Attention
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import DecoderLayer, MaiForCausalLM
 
+COLUMNS = 128
 MASKS = {
     "full_attention": create_causal_mask,
     "sliding_attention": create_sliding_window_causal_mask,
@@ -43,8 +45,11 @@ class HfBackbone(nn.Module):
     ) -> BaseModelOutputWithPast:
         """Hidden states (B, T, D) of tokens (B, T); masked columns are another document."""
         if not use_cache:
-            segments = None if attention_mask is None else attention_mask.long() - 1
-            return BaseModelOutputWithPast(last_hidden_state=self.mai.hidden(input_ids, segments))
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+            missing = -input_ids.shape[1] % COLUMNS if input_ids.is_cuda else 0
+            ids, segments = F.pad(input_ids, (0, missing)), F.pad(mask, (0, missing)) - 1
+            hidden = self.mai.hidden(ids, segments)[:, : input_ids.shape[1]]
+            return BaseModelOutputWithPast(last_hidden_state=hidden)
         cache = DynamicCache(config=self.config) if cache is None else cache
         return BaseModelOutputWithPast(
             last_hidden_state=self._cached(input_ids, attention_mask, cache), cache=cache

@@ -285,7 +285,9 @@ def main() -> None:
     """Print the table on rank 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--medium", action="store_true", help="a model for GPUs, 16 rows of 4096")
-    parser.add_argument("--only", default="", help="layouts whose name has this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="layouts whose name has one of these"
+    )
     parser.add_argument("--json", action="store_true", help="lines of JSON instead of the table")
     options = parser.parse_args()
     rank, ranks = runtime.start()
@@ -295,7 +297,7 @@ def main() -> None:
     if rank == 0:
         print(HEADER, flush=True)
     for name, (shape, layout) in layouts(config, ranks).items():
-        if options.only not in name:
+        if not any(part in name for part in options.only):
             continue
         key = shape.num_key_value_heads, layout.precision == "bf16"
         if key not in references:

@@ -22,7 +22,7 @@ from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.fast import keep_weights_in_bf16
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rl.groups import Sample, no_routes, sample_of
-from hillclimb.rl.policy import drawn_logprobs, micro_batches, with_routes
+from hillclimb.rl.policy import drawn_logprobs, micro_batches, packs, with_routes
 from hillclimb.rl.rollouts import Rollout
 from hillclimb.rollout.engine import SamplingParams
 from hillclimb.rollout.torch_engine import TorchEngine
@@ -87,7 +87,7 @@ def learner(dtype: torch.dtype, device: torch.device) -> MaiForCausalLM:
 @torch.no_grad()
 def gap(model: MaiForCausalLM, samples: list[Sample], vocab: int | None) -> Tensor:
     """|log pi - log pi_engine| of every drawn token."""
-    batches = micro_batches(samples, MICRO_BATCH, vocab)
+    batches = micro_batches(samples, MICRO_BATCH, vocab, packs(model))
     parts = [drawn_logprobs(model, b, PARAMS.temperature).cpu() - b.drawn.engine for b in batches]
     return torch.cat(parts).abs()
 

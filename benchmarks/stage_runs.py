@@ -9,25 +9,8 @@ from pathlib import Path
 
 from hillclimb.artifacts import Artifact, InputRef, Store
 from hillclimb.artifacts.fingerprint import code_version
-from hillclimb.recipe.graph import CODE, StageSpec, stage_specs
-from hillclimb.recipe.load import load_recipe
+from hillclimb.recipe.graph import CODE, StageSpec
 from hillclimb.stages.request import Request
-
-# 104M parameters, 34M of them at work on a token; its lengths are those of the toy's worksheets.
-LARGE = (
-    "model.layers=12", "model.hidden=512", "model.dense_ffn=4096", "model.latent=256",
-    "model.expert_ffn=512", "model.query_heads=8", "model.kv_heads=2", "model.head_dim=64",
-    "model.experts=64", "model.experts_per_token=4", "model.init_std=0.04",
-    "base.batch_tokens=8192", "base.micro_batch_tokens=8192", "base.phase_16k.tokens=12288000",
-    "compute.base_ranks=1",
-    "base.phase_16k.schedule={type: cosine, peak: 1.0e-3, floor: 1.0e-4, warmup_tokens: 400000}",
-)  # fmt: skip
-
-
-def large_base(made: dict[str, Artifact], out: Path) -> Artifact:
-    """A larger model than the toy's, taught by the worksheets of its mixture; for a GPU."""
-    spec = stage_specs(load_recipe("toy", LARGE), 0)["mai_base_16k"]
-    return make(spec, made, out)
 
 
 def find(spec: StageSpec, made: dict[str, Artifact], out: Path) -> Artifact | None:
