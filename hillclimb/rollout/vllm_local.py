@@ -284,7 +284,8 @@ def _arguments(routed: bool, options: dict[str, Any]) -> dict[str, Any]:
     as global ones do (they still attend to their window alone): there is one group then.
     """
     gpu = torch.cuda.is_available()
-    arguments = ({"enable_return_routed_experts": True} if routed else {}) | {
+    routes = {"enable_return_routed_experts": True} if routed else {}
+    arguments: dict[str, Any] = routes | {
         "dtype": "bfloat16" if gpu else "float32",
         "max_model_len": 8192,
         "max_num_seqs": 512 if gpu else 256,
