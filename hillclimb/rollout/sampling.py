@@ -9,9 +9,14 @@ from torch import Tensor
 
 def nucleus(probs_BV: Tensor, top_p: float | Tensor) -> Tensor:
     """Bool (B, V): the smallest set of likeliest tokens whose mass reaches `top_p`, (B, 1)."""
+    _, order, inside = _ranked(probs_BV, top_p)
+    return torch.zeros_like(inside).scatter_(1, order, inside)
+
+
+def _ranked(probs_BV: Tensor, top_p: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities, the likeliest first; their tokens; which are in the nucleus; (B, V) each."""
     ranked, order = probs_BV.sort(dim=-1, descending=True, stable=True)
-    before = ranked.cumsum(-1) - ranked
-    return torch.zeros_like(probs_BV, dtype=torch.bool).scatter_(1, order, before < top_p)
+    return ranked, order, ranked.cumsum(-1) - ranked < top_p
 
 
 def draw(
@@ -28,6 +33,34 @@ def draw(
     noise = torch.empty_like(logprobs).exponential_(generator=generator)
     tokens = (logprobs - noise.log()).argmax(-1)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0], kept
+
+
+def draw_at(
+    uniforms_B: Tensor, logits_BV: Tensor, temperature: float | Tensor, top_p: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one token a row by inverse CDF, the likeliest token first.
+
+    Whatever rounding does, the token is one of the nucleus: a place among the tokens by their rank
+    is drawn, and it is at most the last one that is kept.
+
+    Args:
+        uniforms_B: numbers from [0, 1), FP64; 0 draws the likeliest token.
+        logits_BV: FP32.
+        temperature: one for all rows, or (B, 1); so is `top_p`.
+
+    Returns:
+        tokens (B,), their log-probabilities (B,) under the renormalised nucleus, the mask (B, V).
+    """
+    logits_BV = logits_BV / temperature
+    ranked, order, inside = _ranked(logits_BV.softmax(-1), top_p)
+    count_B1 = inside.sum(-1, keepdim=True).clamp_(min=1)
+    inside = torch.arange(inside.shape[1], device=inside.device) < count_B1
+    kept = torch.zeros_like(inside).scatter_(1, order, inside)
+    cdf = ranked.masked_fill_(~inside, 0.0).cumsum(-1, dtype=torch.float64)
+    passed = (cdf <= uniforms_B[:, None] * cdf[:, -1:]).sum(-1, keepdim=True)
+    tokens = order.gather(1, passed.minimum(count_B1 - 1))
+    logprobs = logits_BV.masked_fill_(~kept, -torch.inf).log_softmax(-1)
+    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0], kept
 
 
 def pack_mask(mask: Tensor) -> np.ndarray:

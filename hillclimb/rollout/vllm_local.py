@@ -25,7 +25,9 @@ from hillclimb.rollout.engine import Completion, SamplingParams, undrawn
 from hillclimb.rollout.soundness import PROMPT_TOKENS, fixed_prompt, require_sound
 from hillclimb.rollout.vllm_model import MaiForCausalLM
 from hillclimb.rollout.vllm_plugin import ARCHITECTURE, register
-from hillclimb.rollout.vllm_sampling import NUCLEUS, REQUEST
+from hillclimb.rollout.vllm_sampling import DRAW
+
+ONE_GROUP = 16_384
 
 
 @dataclass
@@ -82,7 +84,7 @@ class LocalVllm:
         register()
         self._reference, self._config = reference, reference.config
         self._routed = isinstance(self._config, MaiConfig) and torch.cuda.is_available()
-        arguments = _arguments(self._routed) | options
+        arguments = _arguments(self._routed, options)
         self._dtype, self._context = arguments["dtype"], arguments["max_model_len"]
         self._alone = arguments.get("tensor_parallel_size", 1) == 1
         self._llm = vllm.LLM(str(folder), **arguments)
@@ -199,16 +201,15 @@ class LocalVllm:
             self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, asked)
 
     def _asked(self, params: SamplingParams, prompt: list[int], name: str, seed: int) -> Any:
+        asked = name, None if params.greedy else seed, params.temperature, params.top_p
         return vllm.SamplingParams(
             max_tokens=min(params.max_tokens, self._context - len(prompt)),
-            temperature=0.0 if params.greedy else params.temperature,
-            seed=None if params.greedy else seed,
+            temperature=0.0,
             stop_token_ids=list(params.stop),
             ignore_eos=True,
             detokenize=False,
-            logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args={} if params.greedy else {NUCLEUS: params.top_p, REQUEST: name},
+            extra_args={DRAW: asked},
         )
 
     def _end_all(self) -> None:
@@ -231,23 +232,20 @@ class LocalVllm:
 
     def _collect(self, call: _Call) -> list[Completion]:
         outputs = [call.done[name] for name in call.names]
-        if call.params.greedy:
-            masks = [self._nothing("length").nucleus] * len(outputs)
-        else:
-            lengths = [len(output.token_ids) for output in outputs]
-            masks = self._llm.collective_rpc("hillclimb_masks", args=(call.names, lengths))[0]
+        lengths = [len(output.token_ids) for output in outputs]
+        drawn = self._llm.collective_rpc("hillclimb_drawn", args=(call.names, lengths))[0]
         return [
-            self._completion(output, mask, call.params)
-            for output, mask in zip(outputs, masks, strict=True)
+            self._completion(output, mask, logprobs, call.params)
+            for output, (mask, logprobs) in zip(outputs, drawn, strict=True)
         ]
 
-    def _completion(self, output: Any, mask: np.ndarray, params: SamplingParams) -> Completion:
-        tokens = list(output.token_ids)
-        chances = [at[token].logprob for token, at in zip(tokens, output.logprobs, strict=True)]
+    def _completion(
+        self, output: Any, mask: np.ndarray, logprobs: np.ndarray, params: SamplingParams
+    ) -> Completion:
         finish = output.finish_reason if output.finish_reason in ("stop", "length") else None
         return Completion(
-            tokens,
-            np.array(chances, np.float32),
+            list(output.token_ids),
+            logprobs,
             mask,
             finish or "interrupted",
             self._version,
@@ -283,26 +281,35 @@ class LocalVllm:
             raise
 
 
-def _arguments(routed: bool) -> dict[str, Any]:
-    """What `vllm.LLM` is given where nothing else is asked for."""
+def _arguments(routed: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """What `vllm.LLM` is given; `options` win.
+
+    vLLM's scheduler is Python, and works once for each request, block list and group of layers.
+    So blocks are large, and up to `ONE_GROUP` tokens of context local layers keep the whole of it,
+    as global ones do (they still attend to their window alone): there is one group then.
+    """
     gpu = torch.cuda.is_available()
-    return ({"enable_return_routed_experts": True} if routed else {}) | {
+    routes = {"enable_return_routed_experts": True} if routed else {}
+    arguments: dict[str, Any] = routes | {
         "dtype": "bfloat16" if gpu else "float32",
         "max_model_len": 8192,
         "max_num_seqs": 512 if gpu else 256,
-        "block_size": 16 if gpu else 32,
+        "block_size": 64 if gpu else 32,
         "enforce_eager": not gpu,
         "gpu_memory_utilization": 0.4,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
-        "logprobs_mode": "processed_logprobs",
-        "logits_processors": ["hillclimb.rollout.vllm_sampling:NucleusRecorder"],
+        "logits_processors": ["hillclimb.rollout.vllm_sampling:Drawer"],
         "worker_extension_cls": "hillclimb.rollout.vllm_sampling.Worker",
         "async_scheduling": False,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "seed": 0,
     }
+    arguments |= options
+    if arguments["max_model_len"] <= ONE_GROUP:
+        arguments.setdefault("disable_hybrid_kv_cache_manager", True)
+    return arguments
 
 
 def _seed(seed: int, place: int) -> int:

@@ -1,14 +1,15 @@
-"""What runs inside vLLM's workers: nucleus sampling that says what it kept. Imported there alone.
+"""What runs inside vLLM's workers: the draw itself. Imported there alone.
 
-vLLM's own nucleus tells nothing of the tokens it left out but their log-probabilities, a whole
-vocabulary of them for every token. So the nucleus is a logits processor: it masks the logits, and
-keeps the mask in packed bits until the request is done.
+vLLM's own sampling keeps a generator for each request and asks them one by one, tells nothing of
+the tokens that its nucleus left out but their log-probabilities, and makes Python objects of every
+one of these. So a logits processor draws, and keeps what it drew and the nucleus until the request
+is done; for vLLM the requests are greedy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,101 +20,100 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from hillclimb.rollout.sampling import nucleus
+from hillclimb.rollout.draw_log import DrawLog
+from hillclimb.rollout.sampling import draw_at
 
-NUCLEUS, REQUEST = "hillclimb_top_p", "hillclimb_request"
+DRAW = "hillclimb_draw"
+GREEDY = 1.0, 2.0
 
 
-class NucleusRecorder(LogitsProcessor):
-    """Masks logits outside the nucleus of requests that ask for one, and remembers the mask.
+class _Row(NamedTuple):
+    """A request of ours in the batch; `drawn` is vLLM's own list, which grows."""
 
-    Requests name their nucleus and themselves in `SamplingParams.extra_args`. It runs after
-    temperature, so the log-probabilities that vLLM calls processed are those of the nucleus.
+    slot: int
+    manner: tuple[float, float]
+    drawn: list[int]
+
+
+class Drawer(LogitsProcessor):
+    """Draws for requests that ask for it, and leaves vLLM's argmax nothing else to take.
+
+    Requests name themselves, their seed (none for the likeliest tokens), temperature and nucleus
+    in `SamplingParams.extra_args[DRAW]`, and have temperature 0 for vLLM. Others pass untouched.
     """
 
-    running: NucleusRecorder | None = None
+    running: Drawer | None = None
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
-        self.rows: dict[int, tuple[str, float, list[int]]] = {}
-        self.kept: dict[str, dict[int, tuple[np.ndarray, int]]] = {}
-        self.vocabulary, self.pinned = vllm_config.model_config.get_vocab_size(), is_pin_memory
-        NucleusRecorder.running = self
+        model, batch = vllm_config.model_config, vllm_config.scheduler_config.max_num_seqs
+        pinned = is_pin_memory and device.type == "cuda"
+        self.log = DrawLog(model.get_vocab_size(), model.max_model_len, batch, device, pinned)
+        self._device = device
+        self._rows: dict[int, _Row] = {}
+        self._every = torch.arange(batch, device=device)
+        self._peak = torch.tensor(torch.finfo(torch.float32).max, device=device)
+        self._arrange()
+        Drawer.running = self
 
     @classmethod
     def validate_params(cls, params: SamplingParams) -> None:
         """Anything goes."""
 
     def is_argmax_invariant(self) -> bool:
-        """The likeliest token is always inside."""
-        return True
+        """No: it decides the argmax."""
+        return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow requests from row to row."""
         if batch_update is None:
             return
         for row in batch_update.removed:
-            self.rows.pop(row, None)
+            self._rows.pop(row, None)
         for row, params, _, drawn in batch_update.added:
-            self.rows.pop(row, None)
-            asked = params.extra_args or {}
-            if NUCLEUS in asked:
-                self.rows[row] = (asked[REQUEST], asked[NUCLEUS], drawn)
+            self._rows.pop(row, None)
+            asked = (params.extra_args or {}).get(DRAW)
+            if asked:
+                name, seed, *manner = asked
+                manner = GREEDY if seed is None else tuple(manner)
+                self._rows[row] = _Row(self.log.open(name, seed), manner, drawn)
         for source, target, direction in batch_update.moved:
-            moved, other = self.rows.pop(source, None), self.rows.pop(target, None)
+            moved, other = self._rows.pop(source, None), self._rows.pop(target, None)
             if moved is not None:
-                self.rows[target] = moved
+                self._rows[target] = moved
             if direction == MoveDirectionality.SWAP and other is not None:
-                self.rows[source] = other
+                self._rows[source] = other
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """What `apply` needs of a batch, until the next one."""
+        order = sorted(self._rows)
+        rows = [self._rows[row] for row in order]
+        self._slots = np.array([row.slot for row in rows], np.int64)
+        self._drawn = [row.drawn for row in rows]
+        manners = [row.manner for row in rows]
+        self._manner = manners[0] if len(set(manners)) == 1 else None
+        self._columns: Any = self._manner
+        if rows and self._manner is None:
+            self._columns = torch.tensor(manners, device=self._device).T.unsqueeze(-1)
+        whole = order == list(range(len(order)))
+        self._index = self._every[: len(order)] if whole else torch.tensor(order).to(self._device)
+        self._last = order[-1] + 1 if whole and order else None
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Logits (B, V), after temperature, with -inf outside the nucleus."""
-        rows = sorted(row for row in self.rows if row < len(logits))
-        if not rows:
+        """Logits (B, V) in FP32, in which the token that was drawn is the likeliest."""
+        if not self._drawn:
             return logits
-        every = len(rows) == len(logits)
-        picked = logits if every else logits[rows]
-        top_p = [self.rows[row][1] for row in rows]
-        limit = top_p[0] if len(set(top_p)) == 1 else logits.new_tensor(top_p)[:, None]
-        kept = nucleus(picked.softmax(-1), limit)
-        bits = self._to_host(_packed(kept)).numpy()
-        for index, row in enumerate(rows):
-            name, _, drawn = self.rows[row]
-            self.kept.setdefault(name, {})[len(drawn)] = bits, index
-        if every:
-            return logits.masked_fill_(~kept, -torch.inf)
-        logits[rows] = picked.masked_fill(~kept, -torch.inf)
-        return logits
-
-    def take(self, requests: Sequence[str], lengths: Sequence[int]) -> list[np.ndarray]:
-        """Masks of finished requests, uint8 (T, ceil(V/8)) each, which are then forgotten.
-
-        A place that was computed more than once counts as it was the last time: the first
-        tokens of a long prompt, and requests that lost their memory, draw in vain.
-        """
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return [self._take(name, length) for name, length in zip(requests, lengths, strict=True)]
-
-    def _take(self, request: str, length: int) -> np.ndarray:
-        places = self.kept.pop(request, {})
-        masks = np.empty((length, (self.vocabulary + 7) // 8), np.uint8)
-        for place in range(length):
-            bits, index = places[place]
-            masks[place] = bits[index]
-        return masks
-
-    def _to_host(self, bits: Tensor) -> Tensor:
-        if not bits.is_cuda:
-            return bits
-        host = torch.empty(bits.shape, dtype=bits.dtype, pin_memory=self.pinned)
-        return host.copy_(bits, non_blocking=True)
-
-
-def _packed(kept_BV: Tensor) -> Tensor:
-    """`sampling.pack_mask` on the tensor's own device: bits, the highest first."""
-    padded = torch.nn.functional.pad(kept_BV, (0, -kept_BV.shape[1] % 8))
-    weights = 2 ** torch.arange(7, -1, -1, device=kept_BV.device)
-    return (padded.unflatten(1, (-1, 8)) * weights).sum(-1).to(torch.uint8)
+        picked = logits if self._last == len(logits) else logits[self._index]
+        places = np.fromiter(map(len, self._drawn), np.int64, len(self._drawn))
+        kept = None
+        if self._manner == GREEDY:
+            tokens = picked.argmax(-1)
+            logprobs = picked.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        else:
+            uniforms = self.log.uniforms(self._slots, places)
+            tokens, logprobs, kept = draw_at(uniforms, picked, *self._columns)
+        self.log.put(self._slots, places, logprobs, kept)
+        return logits.index_put_((self._index, tokens), self._peak)
 
 
 class Worker:
@@ -121,10 +121,12 @@ class Worker:
 
     model_runner: Any
 
-    def hillclimb_masks(self, requests: Sequence[str], lengths: Sequence[int]) -> list[np.ndarray]:
-        """See `NucleusRecorder.take`."""
-        assert NucleusRecorder.running is not None
-        return NucleusRecorder.running.take(requests, lengths)
+    def hillclimb_drawn(
+        self, requests: Sequence[str], lengths: Sequence[int]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """See `DrawLog.take`."""
+        assert Drawer.running is not None
+        return Drawer.running.log.take(requests, lengths)
 
     def hillclimb_repack(self) -> None:
         """Pack the heads anew that share their weights with an embedding.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import torch
@@ -159,6 +160,40 @@ def test_calls_of_several_threads_are_drawn_side_by_side(engine, start):
     for thread in threads:
         thread.join()
     assert all(same_draws(alone[seed], together[seed]) for seed in range(4))
+
+
+def test_calls_of_every_manner_are_drawn_side_by_side_as_alone(engine, start):
+    if isinstance(engine, TorchEngine):
+        pytest.skip("the in-process engine has one caller")
+    manners = [
+        SamplingParams(60, greedy=True),
+        SamplingParams(40, 0.7, 0.9, stop=(3,)),
+        SamplingParams(50, 1.3, 1.0, stop=(17,)),
+    ]
+    alone = [engine.generate(PROMPTS * 4, params, 8) for params in manners]
+    together: dict[int, list] = {}
+    threads = [
+        threading.Thread(
+            target=lambda i=i: together.update({i: engine.generate(PROMPTS * 4, manners[i], 8)})
+        )
+        for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same_draws(alone[i], together[i]) for i in range(3))
+
+
+@pytest.mark.slow("vLLM is started once more")
+def test_requests_that_lose_their_memory_draw_the_same_again(engine, start):
+    if isinstance(engine, TorchEngine):
+        pytest.skip("the in-process engine has no blocks")
+    params = SamplingParams(120)
+    with closing(VllmEngine(start, {"max_model_len": 256, "num_gpu_blocks_override": 12})) as tight:
+        assert same_draws(
+            tight.generate(PROMPTS * 2, params, 4), engine.generate(PROMPTS * 2, params, 4)
+        )
 
 
 @pytest.mark.slow("vLLM is started once more")
