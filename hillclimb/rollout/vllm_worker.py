@@ -29,6 +29,7 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+OPTIONS = "HILLCLIMB_VLLM_OPTIONS"
 CALLS = 64
 
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = args.model or start_folder(args.checkpoint, args.fingerprint)
         reference = network(folder)
-        engine = LocalVllm(folder, reference, json.loads(args.options))
+        engine = LocalVllm(folder, reference, options(args.options))
         place = args.host, args.port
         server = RolloutServer(place, reference, engine=engine, calls=CALLS)
     except (ArtifactError, OSError, ValueError) as error:
@@ -61,6 +62,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception:
             traceback.print_exc()
         os._exit(1)
+
+
+def options(given: str) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`: those of the command, then those of `HILLCLIMB_VLLM_OPTIONS`.
+
+    Raises:
+        ValueError: if either is no JSON object.
+    """
+    found: dict[str, Any] = {}
+    for place, text in (("--options", given), (OPTIONS, os.environ.get(OPTIONS, "{}"))):
+        try:
+            found |= dict(json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{place} is no JSON object with arguments of vllm.LLM: {text}"
+            ) from error
+    return found
 
 
 def network(folder: Path) -> Any:
