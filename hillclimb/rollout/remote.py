@@ -73,10 +73,10 @@ class RemoteEngine:
     ) -> None:
         if not urls:
             raise ValueError("there are no rollout servers to ask")
-        self._replicas = [Replica(url, silence) for url in urls]
         self._patience, self._rows, self._log = patience, rows, log
         self._weights = Weights.of(unshared(model.state_dict()), 0)
         self._vocabulary = model.config.vocab_size
+        self._replicas = self._slots(urls, silence)
         self._changed = threading.Condition()
         self._calls: list[Call] = []
         self._since = 0.0
@@ -147,6 +147,10 @@ class RemoteEngine:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _slots(self, urls: Sequence[str], silence: float) -> list[Replica]:
+        """What each thread asks, in the order of `urls`."""
+        return [Replica(url, silence) for url in urls]
 
     def _tell(self) -> None:
         while self._notes:
@@ -226,7 +230,9 @@ class RemoteEngine:
         for replica, job in list(self._busy.items()):
             since = max(job.since, self._finished.get(replica.url, 0.0))
             if now - since > job.limit and replica.url not in self._stuck:
-                self._leave(replica.url, f"it has finished nothing in {now - since:.0f} s")
+                self._leave(
+                    replica.url, f"it has finished nothing in {now - since:.0f} s; end its process"
+                )
         self._give_up()
 
     def _leave(self, url: str, why: str) -> None:
