@@ -34,13 +34,14 @@ CALLS = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM, or until the process that `--owner` names is gone, or vLLM fails."""
+    """Serve until SIGTERM, the end of the process that `--owner` names, or vLLM fails or hangs."""
     args = parser().parse_args(argv)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     from hillclimb.artifacts import ArtifactError
     from hillclimb.rollout.server import RolloutServer, end, end_with, start_folder
     from hillclimb.rollout.vllm_local import LocalVllm
+    from hillclimb.rollout.watched import Watched
 
     signal.signal(signal.SIGTERM, end)
     if args.owner:
@@ -49,13 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = args.model or start_folder(args.checkpoint, args.fingerprint)
         reference = network(folder)
         engine = LocalVllm(folder, reference, options(args.options))
-        place = args.host, args.port
-        server = RolloutServer(place, reference, engine=engine, calls=CALLS)
+        place, watched = (args.host, args.port), Watched(engine)
+        server = RolloutServer(place, reference, engine=watched, calls=CALLS)
     except (ArtifactError, OSError, ValueError) as error:
         print(f"the rollout server cannot start: {error}", file=sys.stderr, flush=True)
         return 1
     with server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for work in (server.serve_forever, watched.watch):
+            threading.Thread(target=work, daemon=True).start()
         print(f"serving at {args.host}:{server.server_address[1]}", flush=True)
         try:
             engine.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -131,3 +132,32 @@ def test_a_child_that_does_not_come_up_is_ended(monkeypatch):
     with pytest.raises(RuntimeError, match="did not start"):
         LocalServer(words, {}, told.append)
     assert not told
+
+
+HANGS = """
+import sys, threading, time
+from hillclimb.rollout.watched import Watched
+
+class Engine:
+    def generate(self, prompts, params, seed):
+        time.sleep(600)
+    def load_weights(self, weights, version):
+        time.sleep(600)
+
+engine = Watched(Engine(), stall=0.5, pause=0.2)
+if "load" in sys.argv:
+    threading.Thread(target=engine.load_weights, args=({}, 1), daemon=True).start()
+    while not engine._loads:
+        time.sleep(0.01)
+threading.Thread(target=engine.watch, daemon=True).start()
+time.sleep(2 if "load" in sys.argv else 600)
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("call", 1), ("load", 7)])
+def test_a_process_whose_engine_makes_no_step_ends(how, code):
+    """Not one that waits for calls before it loads weights."""
+    done = subprocess.run([sys.executable, "-c", HANGS, how], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("has made no step in" in done.stderr) == (code == 1)
