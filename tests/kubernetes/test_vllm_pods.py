@@ -101,8 +101,9 @@ def test_a_climb_draws_with_vllm_and_goes_on_when_its_pod_is_lost(
         assert "took the weights of version" in log
         assert "drew" in log
     [learner] = pods(cluster, request, "learner")
-    assert "is away" in cluster.log(learner)
-    assert "is back" in cluster.log(learner)
+    said = cluster.log(learner)
+    assert said.count(" is away: ") == said.count(" is back") <= 2, "while it starts, and now"
+    assert " is back" in said
     made = Artifact(request.output)
     assert made.manifest.metrics["steps"] == STEPS
     assert made.manifest.metrics["mismatch"] < 1e-4

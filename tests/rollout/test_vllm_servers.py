@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -35,6 +37,21 @@ def test_calls_are_drawn_apart_and_each_server_is_sent_new_weights_once(start, c
             assert [as_bytes(done) for done in found] == expected
         client.close()
     assert 1 <= capsys.readouterr().out.count("took the weights of version 1") <= 2
+
+
+def test_a_server_that_goes_and_comes_back_is_told_of_once(start):
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    client = VllmServers([f"http://127.0.0.1:{port}"], start, patience=60, log=told.append)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(client.generate, PROMPTS, PARAMS, seed) for seed in range(4)]
+        while sum(replica.misses > 0 for replica in client._replicas) < 4:
+            time.sleep(0.01)
+        with serving(start, port):
+            assert [len(call.result()) for call in calls] == [3] * 4
+    client.close()
+    assert [note.partition(" is ")[2].partition(":")[0] for note in told] == ["away", "back"]
 
 
 def test_a_batch_for_weights_that_are_not_the_newest_comes_back_undrawn(start, capsys):
