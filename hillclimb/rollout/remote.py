@@ -83,6 +83,7 @@ class RemoteEngine:
         self._busy: dict[Replica, _Job] = {}
         self._finished: dict[str, float] = {}
         self._stuck: set[str] = set()
+        self._away: set[str] = set()
         self._looked = 0.0
         self._notes: deque[str] = deque()
         self._closed = False
@@ -159,9 +160,9 @@ class RemoteEngine:
     def _work(self, replica: Replica) -> None:
         """Draw batches on one server until the engine is closed."""
         while self._wait(replica):
-            taken, was_away = [], replica.misses > 0
+            taken: list[Batch] = []
             try:
-                if was_away:
+                if replica.misses:
                     replica.wake()
                 if not (taken := self._take(replica)):
                     continue
@@ -171,8 +172,6 @@ class RemoteEngine:
             except Exception as error:
                 self._settle(replica, taken, error)
             else:
-                if was_away:
-                    self._notes.append(f"the rollout server {replica.url} is back")
                 self._drawn(replica, taken, done)
 
     def _wait(self, replica: Replica) -> bool:
@@ -205,7 +204,8 @@ class RemoteEngine:
 
     def _drawn(self, replica: Replica, taken: list[Batch], done: list[Completion]) -> None:
         with self._changed:
-            if replica.url in self._stuck:
+            if replica.url in self._away:
+                self._away.remove(replica.url)
                 self._notes.append(f"the rollout server {replica.url} is back")
             hand_out(taken, done)
             self._since = self._finished[replica.url] = time.monotonic()
@@ -215,9 +215,9 @@ class RemoteEngine:
         """Put the batches back, and give all calls up where nobody has worked for long."""
         with self._changed:
             self._put_back(taken)
-            if replica.misses == 1:
+            if replica.url not in self._away:
                 self._since = time.monotonic()
-                self._notes.append(f"the rollout server {replica.url} is away: {replica.why}")
+                self._miss(replica.url, replica.why)
         self._settle(replica, taken)
         self._give_up()
 
@@ -238,13 +238,18 @@ class RemoteEngine:
     def _leave(self, url: str, why: str) -> None:
         """Count a server as stuck: whoever waits for it goes on waiting, without a batch."""
         self._stuck.add(url)
-        self._notes.append(f"the rollout server {url} is away: {why}")
+        self._miss(url, why)
         for replica in (replica for replica in self._replicas if replica.url == url):
             replica.why = why
             if job := self._busy.get(replica):
                 self._put_back(job.taken)
                 job.taken.clear()
         self._changed.notify_all()
+
+    def _miss(self, url: str, why: str) -> None:
+        """Tell of a server that is away; its other slots need not."""
+        self._away.add(url)
+        self._notes.append(f"the rollout server {url} is away: {why}")
 
     def _put_back(self, taken: list[Batch]) -> None:
         for call, index in reversed(taken):

@@ -82,7 +82,7 @@ class VllmServers(RemoteEngine):
         patience: float,
         log: Callable[[str], None] = print,
     ) -> None:
-        super().__init__([*urls] * CALLS, model, patience, SILENCE, log=_once(log))
+        super().__init__([*urls] * CALLS, model, patience, SILENCE, log=log)
 
     def _slots(self, urls: Sequence[str], silence: float) -> list[Replica]:
         sending: dict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -95,16 +95,3 @@ class VllmServers(RemoteEngine):
     def _choose(self) -> list[Batch]:
         waiting = [call for call in self._calls if call.waiting and not call.over]
         return take_together(waiting[:1], self._rows)
-
-
-def _once(log: Callable[[str], None]) -> Callable[[str], None]:
-    """Tells that a server is away or back once, though each of its slots says so."""
-    last: dict[str, str] = {}
-
-    def tell(note: str) -> None:
-        server, _, state = note.partition(" is ")
-        if last.get(server) != (now := state.partition(":")[0]):
-            log(note)
-        last[server] = now
-
-    return tell
