@@ -17,6 +17,7 @@ from hillclimb.experiments import Experiment
 from hillclimb.experiments import Plan as Graph
 from hillclimb.launcher.kubernetes.layout import cluster_of, layout
 from hillclimb.launcher.kubernetes.manifests import Manifest, stage_manifest
+from hillclimb.recipe.compute import Compute
 from hillclimb.recipe.documents import write_document
 from hillclimb.recipe.errors import Problem, RecipeError
 from hillclimb.recipe.kubernetes import Kubernetes
@@ -125,6 +126,7 @@ def _summary(plan: Plan, cluster: Kubernetes, on_cluster: ClusterPlan) -> Iterat
     if peak:
         at_a_time = f"with compute.parallel_stages = {compute.parallel_stages}"
         yield f"most GPUs at a time, {at_a_time}: {peak:,} ({beside})"
+    yield from _servers(compute, cluster)
     limits = [("nodes have", (cluster.nodes or 0) * cluster.gpus_per_node)]
     limits.append(("queue grants", cluster.quota or 0))
     for who, limit in limits:
@@ -135,3 +137,19 @@ def _summary(plan: Plan, cluster: Kubernetes, on_cluster: ClusterPlan) -> Iterat
         f"times are estimates for {accelerator.name} at {accelerator.utilisation:.0%} of its peak; "
         "work outside of accelerators is not counted"
     )
+
+
+def _servers(compute: Compute, cluster: Kubernetes) -> Iterator[str]:
+    """What rollout servers draw with, and what of their GPUs they leave idle."""
+    if not compute.climb_rollout_accelerators:
+        return
+    size, pods = compute.rollout_server, cluster.pods(compute.rollout_server)
+    engine, place = cluster.draws_with, f"{_PLACE}.rollout_engine"
+    yield f"rollout servers draw with {engine}"
+    if engine == "torch" and cluster.gpus_per_node:
+        yield f"torch computes on CPUs: the servers' GPUs stand idle; set {place} to vllm, or none"
+    elif pods > 1:
+        yield (
+            f"vLLM draws within one pod: of the {pods} pods of a server it uses the first, with "
+            f"{size // pods} GPUs, for the whole model; lower compute.rollout_server to that"
+        )

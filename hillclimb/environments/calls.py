@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 def parse_call(response: str) -> tuple[str, dict[str, object]] | None:
@@ -14,10 +11,9 @@ def parse_call(response: str) -> tuple[str, dict[str, object]] | None:
     `{"name": "bash", "arguments": {"command": "ls"}}` and `bash ls` mean the same; for the editor
     the plain line is `str_replace_editor COMMAND PATH [OLD [NEW]]` with words for the strings.
     """
-    found = _CALL.findall(response)
-    if not found:
+    text = _last(response)
+    if text is None:
         return None
-    text = found[-1].strip()
     if text.startswith("{"):
         return _from_json(text)
     name, _, rest = text.partition(" ")
@@ -26,11 +22,21 @@ def parse_call(response: str) -> tuple[str, dict[str, object]] | None:
     return name, _editor_arguments(rest.split())
 
 
+def _last(response: str) -> str | None:
+    """What stands in the last pair of tags, in time proportional to the response's length."""
+    *ended, _ = response.split("</tool_call>")
+    for part in reversed(ended):
+        _, opened, text = part.partition("<tool_call>")
+        if opened:
+            return text.strip()
+    return None
+
+
 def _from_json(text: str) -> tuple[str, dict[str, object]]:
     try:
         call = json.loads(text)
         return str(call["name"]), dict(call.get("arguments", {}))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "malformed", {}
 
 

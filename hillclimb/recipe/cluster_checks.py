@@ -78,6 +78,26 @@ def servers_have_what_they_need(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"{PLACE}.rollout_image", what, fix)
 
 
+def vllm_splits_the_model(recipe: Recipe) -> Iterator[Problem]:
+    """The GPUs of a server's pod have equal shares of the heads and of the inner widths."""
+    compute, cluster, model = recipe.compute, recipe.compute.kubernetes, recipe.model
+    if cluster is None or not compute.climb_rollout_accelerators:
+        return
+    if cluster.draws_with == "torch" or not cluster.gpus_per_node:
+        return
+    gpus = compute.rollout_server // cluster.pods(compute.rollout_server)
+    uneven = {
+        f"query_heads = {model.query_heads}": model.query_heads % gpus,
+        f"kv_heads = {model.kv_heads}": max(model.kv_heads, gpus) % min(model.kv_heads, gpus),
+        f"dense_ffn / 2 = {model.dense_ffn // 2}": model.dense_ffn // 2 % gpus,
+        f"expert_ffn / 2 = {model.expert_ffn // 2}": model.expert_ffn // 2 % gpus,
+    }
+    for width in (width for width, left in uneven.items() if left):
+        what = f"puts {gpus} GPUs into a pod, over which vLLM cannot split model.{width} evenly"
+        fix = f"choose a size that divides it, or set {PLACE}.rollout_engine to torch"
+        yield Problem("compute.rollout_server", what, fix)
+
+
 def shared_memory_fits(recipe: Recipe) -> Iterator[Problem]:
     """What is written to /dev/shm counts to the pod's memory."""
     cluster = recipe.compute.kubernetes
@@ -216,6 +236,7 @@ CLUSTER_CHECKS = (
     runs_are_shared,
     volumes_differ,
     servers_have_what_they_need,
+    vllm_splits_the_model,
     shared_memory_fits,
     ranks_fill_nodes,
     nodes_hold_every_stage,

@@ -101,6 +101,11 @@ class Kubernetes(Section):
     rollout_image: str = Field(
         "", pattern=r"^\S*$", description="container image of rollout servers beside a climb"
     )
+    rollout_engine: Literal["torch", "vllm"] | None = Field(
+        None,
+        description="what rollout servers draw with: vllm, or torch, which computes on CPUs; "
+        "empty is vllm where their pods have GPUs and torch where they have none",
+    )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         "IfNotPresent", description="when nodes ask the registry"
     )
@@ -167,6 +172,11 @@ class Kubernetes(Section):
     ttl_seconds: int = Field(
         86400, ge=0, description="an ended object stays so long, for whoever asks how it ended"
     )
+
+    @property
+    def draws_with(self) -> Literal["torch", "vllm"]:
+        """The engine of rollout servers."""
+        return self.rollout_engine or ("vllm" if self.gpus_per_node else "torch")
 
     def pods(self, accelerators: int) -> int:
         """The fewest pods that hold so many ranks; one where nodes have no GPUs."""

@@ -206,9 +206,9 @@ def sections(response: str, section_spliter: str, num_sections: int) -> bool:
 @register("detectable_format:json_format")
 def json_format(response: str) -> bool:
     """The whole response is JSON, with or without a Markdown fence."""
-    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", response.strip(), flags=re.IGNORECASE)
+    text = re.sub(r"^```(?:json)?", "", response.strip(), flags=re.IGNORECASE)
     try:
-        json.loads(text)
+        json.loads(text.removesuffix("```").strip())
     except (ValueError, RecursionError):
         return False
     return True

@@ -16,6 +16,7 @@ from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.remote import RemoteEngine
 
 PAUSE = 0.5
+START = 1800.0
 SERVING = "serving at "
 
 
@@ -28,7 +29,7 @@ class LocalServer:
         log: told when it has to be started anew, and what it says of why.
 
     Raises:
-        RuntimeError: if it does not come up the first time.
+        RuntimeError: if it does not come up the first time, within half an hour.
     """
 
     def __init__(
@@ -41,7 +42,8 @@ class LocalServer:
         self.process: subprocess.Popen[str] | None = None
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
-        self._ready.wait()
+        if not self._ready.wait(START):
+            self.close()
         if not self._port:
             raise RuntimeError("the rollout server of this climb did not start: see the log")
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
@@ -15,6 +16,23 @@ from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, bat
 from hillclimb.rollout.replicas import Away, Replica
 from hillclimb.rollout.soundness import unshared
 from hillclimb.rollout.wire import Ask, Weights
+
+SECONDS_A_TOKEN = 1.0
+_LOOK = 1.0
+
+
+@dataclass
+class _Job:
+    """What one server draws in one call: until when, if it finishes nothing meanwhile.
+
+    Attributes:
+        taken: the batches; none once they are to be drawn elsewhere.
+        limit: seconds.
+    """
+
+    taken: list[Batch]
+    limit: float
+    since: float = field(default_factory=time.monotonic)
 
 
 class RemoteEngine:
@@ -26,6 +44,10 @@ class RemoteEngine:
     A server that fails or falls silent is asked again after a growing pause, and its batch goes to
     another one. One that comes back without the weights is sent them. The completions are those
     that `TorchEngine` gives in this process with the same seed, on however many servers.
+
+    A server that shows life and finishes nothing counts as stuck after `patience`, and
+    `SECONDS_A_TOKEN` more for each token that its longest answer may have. It is asked for nothing
+    until it answers or its process ends, and what it had is drawn elsewhere.
 
     Args:
         urls: http://HOST:PORT of each server.
@@ -51,14 +73,18 @@ class RemoteEngine:
     ) -> None:
         if not urls:
             raise ValueError("there are no rollout servers to ask")
-        self._replicas = [Replica(url, silence) for url in urls]
         self._patience, self._rows, self._log = patience, rows, log
         self._weights = Weights.of(unshared(model.state_dict()), 0)
         self._vocabulary = model.config.vocab_size
+        self._replicas = self._slots(urls, silence)
         self._changed = threading.Condition()
         self._calls: list[Call] = []
         self._since = 0.0
-        self._busy: set[Replica] = set()
+        self._busy: dict[Replica, _Job] = {}
+        self._finished: dict[str, float] = {}
+        self._stuck: set[str] = set()
+        self._away: set[str] = set()
+        self._looked = 0.0
         self._notes: deque[str] = deque()
         self._closed = False
         for replica in self._replicas:
@@ -95,7 +121,8 @@ class RemoteEngine:
             self._changed.notify_all()
             try:
                 while not call.over:
-                    self._changed.wait()
+                    self._changed.wait(_LOOK)
+                    self._look()
                     self._tell()
             finally:
                 self._calls.remove(call)
@@ -122,6 +149,10 @@ class RemoteEngine:
             self._closed = True
             self._changed.notify_all()
 
+    def _slots(self, urls: Sequence[str], silence: float) -> list[Replica]:
+        """What each thread asks, in the order of `urls`."""
+        return [Replica(url, silence) for url in urls]
+
     def _tell(self) -> None:
         while self._notes:
             self._log(self._notes.popleft())
@@ -129,9 +160,9 @@ class RemoteEngine:
     def _work(self, replica: Replica) -> None:
         """Draw batches on one server until the engine is closed."""
         while self._wait(replica):
-            taken, was_away = [], replica.misses > 0
+            taken: list[Batch] = []
             try:
-                if was_away:
+                if replica.misses:
                     replica.wake()
                 if not (taken := self._take(replica)):
                     continue
@@ -141,8 +172,6 @@ class RemoteEngine:
             except Exception as error:
                 self._settle(replica, taken, error)
             else:
-                if was_away:
-                    self._notes.append(f"the rollout server {replica.url} is back")
                 self._drawn(replica, taken, done)
 
     def _wait(self, replica: Replica) -> bool:
@@ -150,7 +179,8 @@ class RemoteEngine:
         with self._changed:
             while not self._closed:
                 pause = replica.asleep_until - time.monotonic()
-                if pause <= 0 and any(call.waiting for call in self._calls):
+                awake = pause <= 0 and replica.url not in self._stuck
+                if awake and any(call.waiting for call in self._calls):
                     return True
                 self._changed.wait(pause if pause > 0 else None)
             return False
@@ -165,7 +195,8 @@ class RemoteEngine:
                     self._changed.notify_all()
             taken = self._choose()
             if taken:
-                self._busy.add(replica)
+                longest = max(call.asks[index].max_tokens for call, index in taken)
+                self._busy[replica] = _Job(taken, self._patience + SECONDS_A_TOKEN * longest)
             return taken
 
     def _choose(self) -> list[Batch]:
@@ -173,33 +204,77 @@ class RemoteEngine:
 
     def _drawn(self, replica: Replica, taken: list[Batch], done: list[Completion]) -> None:
         with self._changed:
+            if replica.url in self._away:
+                self._away.remove(replica.url)
+                self._notes.append(f"the rollout server {replica.url} is back")
             hand_out(taken, done)
-            self._since = time.monotonic()
+            self._since = self._finished[replica.url] = time.monotonic()
         self._settle(replica, taken)
 
     def _lost(self, replica: Replica, taken: list[Batch]) -> None:
         """Put the batches back, and give all calls up where nobody has worked for long."""
-        now = time.monotonic()
         with self._changed:
-            for call, index in reversed(taken):
-                call.waiting.appendleft(index)
-            if replica.misses == 1:
-                self._since = now
-                self._notes.append(f"the rollout server {replica.url} is away: {replica.why}")
-            dead = all(r.misses and (r not in self._busy or r is replica) for r in self._replicas)
-            if dead and now - self._since > self._patience:
-                servers = "; ".join(f"{r.url} ({r.why})" for r in self._replicas)
-                for call in self._calls:
-                    call.error = RuntimeError(
-                        f"no rollout server has drawn anything for {self._patience:.0f} s: "
-                        f"{servers}"
-                    )
+            self._put_back(taken)
+            if replica.url not in self._away:
+                self._since = time.monotonic()
+                self._miss(replica.url, replica.why)
         self._settle(replica, taken)
+        self._give_up()
+
+    def _look(self) -> None:
+        """Take back what servers have that finish nothing."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK:
+            return
+        self._looked = now
+        for replica, job in list(self._busy.items()):
+            since = max(job.since, self._finished.get(replica.url, 0.0))
+            if now - since > job.limit and replica.url not in self._stuck:
+                self._leave(
+                    replica.url, f"it has finished nothing in {now - since:.0f} s; end its process"
+                )
+        self._give_up()
+
+    def _leave(self, url: str, why: str) -> None:
+        """Count a server as stuck: whoever waits for it goes on waiting, without a batch."""
+        self._stuck.add(url)
+        self._miss(url, why)
+        for replica in (replica for replica in self._replicas if replica.url == url):
+            replica.why = why
+            if job := self._busy.get(replica):
+                self._put_back(job.taken)
+                job.taken.clear()
+        self._changed.notify_all()
+
+    def _miss(self, url: str, why: str) -> None:
+        """Tell of a server that is away; its other slots need not."""
+        self._away.add(url)
+        self._notes.append(f"the rollout server {url} is away: {why}")
+
+    def _put_back(self, taken: list[Batch]) -> None:
+        for call, index in reversed(taken):
+            call.waiting.appendleft(index)
+
+    def _give_up(self) -> None:
+        """End all calls where no server is at work, and none was for as long as patience lasts."""
+        with self._changed:
+            dead = all(
+                r.url in self._stuck or (r.misses and r not in self._busy) for r in self._replicas
+            )
+            if not dead or time.monotonic() - self._since <= self._patience:
+                return
+            servers = "; ".join(dict.fromkeys(f"{r.url} ({r.why})" for r in self._replicas))
+            for call in self._calls:
+                call.error = RuntimeError(
+                    f"no rollout server has drawn anything for {self._patience:.0f} s: {servers}"
+                )
+            self._changed.notify_all()
 
     def _settle(self, replica: Replica, taken: list[Batch], error: Exception | None = None) -> None:
         """The server is free; whoever waits looks anew."""
         with self._changed:
-            self._busy.discard(replica)
+            self._busy.pop(replica, None)
+            self._stuck.discard(replica.url)
             for call, _ in taken:
                 call.error = call.error or error
             self._changed.notify_all()

@@ -29,17 +29,19 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+OPTIONS = "HILLCLIMB_VLLM_OPTIONS"
 CALLS = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM, or until the process that `--owner` names is gone, or vLLM fails."""
+    """Serve until SIGTERM, the end of the process that `--owner` names, or vLLM fails or hangs."""
     args = parser().parse_args(argv)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     from hillclimb.artifacts import ArtifactError
     from hillclimb.rollout.server import RolloutServer, end, end_with, start_folder
     from hillclimb.rollout.vllm_local import LocalVllm
+    from hillclimb.rollout.watched import Watched
 
     signal.signal(signal.SIGTERM, end)
     if args.owner:
@@ -47,20 +49,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = args.model or start_folder(args.checkpoint, args.fingerprint)
         reference = network(folder)
-        engine = LocalVllm(folder, reference, json.loads(args.options))
-        place = args.host, args.port
-        server = RolloutServer(place, reference, engine=engine, calls=CALLS)
+        engine = LocalVllm(folder, reference, options(args.options))
+        place, watched = (args.host, args.port), Watched(engine)
+        server = RolloutServer(place, reference, engine=watched, calls=CALLS)
     except (ArtifactError, OSError, ValueError) as error:
         print(f"the rollout server cannot start: {error}", file=sys.stderr, flush=True)
         return 1
     with server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for work in (server.serve_forever, watched.watch):
+            threading.Thread(target=work, daemon=True).start()
         print(f"serving at {args.host}:{server.server_address[1]}", flush=True)
         try:
             engine.run()
         except Exception:
             traceback.print_exc()
         os._exit(1)
+
+
+def options(given: str) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`: those of the command, then those of `HILLCLIMB_VLLM_OPTIONS`.
+
+    Raises:
+        ValueError: if either is no JSON object.
+    """
+    found: dict[str, Any] = {}
+    for place, text in (("--options", given), (OPTIONS, os.environ.get(OPTIONS, "{}"))):
+        try:
+            found |= dict(json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{place} is no JSON object with arguments of vllm.LLM: {text}"
+            ) from error
+    return found
 
 
 def network(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-# Rollout servers beside a climb: the project's server and model, and vLLM for an engine on GPUs.
+# Rollout servers beside a climb: the project's server and model, drawing with vLLM on GPUs.
 #   docker build -f k8s/images/rollout.Dockerfile -t hillclimb/rollout:0.1.0 .
 ARG PYTHON=docker.io/library/python:3.12.12-slim-bookworm
 
@@ -11,7 +11,7 @@ RUN /opt/hillclimb/bin/pip install --no-deps --only-binary :all: -r requirements
 COPY . .
 RUN /opt/hillclimb/bin/pip install --no-deps --no-build-isolation . \
  && /opt/hillclimb/bin/pip uninstall --yes pip \
- && /opt/hillclimb/bin/python -c "import torch, hillclimb.rollout.server; assert torch.version.cuda"
+ && /opt/hillclimb/bin/python -c "import torch, hillclimb.rollout.server, hillclimb.rollout.vllm_worker; assert torch.version.cuda"
 
 FROM ${PYTHON}
 # Triton compiles its kernels' launchers with a C compiler at the first use.
@@ -26,4 +26,4 @@ ENV PATH=/opt/hillclimb/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBY
     VLLM_USE_FLASHINFER_SAMPLER=0 DO_NOT_TRACK=1
 USER 1000:1000
 WORKDIR /tmp
-CMD ["python", "-m", "hillclimb.rollout.server", "--help"]
+CMD ["python", "-m", "hillclimb.rollout.vllm_worker", "--help"]

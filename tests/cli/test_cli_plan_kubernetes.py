@@ -133,6 +133,7 @@ REACHES = {
     "image": "registry/training:2",
     "control_image": "registry/control:2",
     "rollout_image": "registry/rollout:2",
+    "rollout_engine": "torch",
     "image_pull_policy": "Never",
     "runs": "/shared/others",
     "volumes": "[{name: data, mount: /shared, host_path: /srv/hillclimb}]",
@@ -168,6 +169,20 @@ def test_every_field_of_the_section_reaches_the_manifests(cli: Cli) -> None:
         assert after != before, field
         names = [[m["metadata"]["name"] for m in found.values()] for found in (before, after)]
         assert names[0] == names[1], field
+
+
+def test_the_plan_says_what_servers_draw_with_and_which_gpus_stand_idle(cli: Cli) -> None:
+    def told(*sets: str) -> list[str]:
+        lines = plan(cli, SECTION, *SPREAD, *sets).stderr.splitlines()
+        return [line for line in lines if re.match("rollout servers|torch|vLLM", line)]
+
+    assert told() == ["rollout servers draw with vllm"]
+    idle = told("compute.kubernetes.rollout_engine=torch")
+    assert idle[0] == "rollout servers draw with torch"
+    assert "the servers' GPUs stand idle" in idle[1]
+    far = told("compute.kubernetes.gpus_per_node=1", "compute.kubernetes.queue=hillclimb")
+    assert "of the 2 pods of a server it uses the first, with 1 GPUs" in far[1]
+    assert told("compute.climb_rollout_accelerators=0") == []
 
 
 def test_names_of_pods_fit_a_host_name(cli: Cli) -> None:

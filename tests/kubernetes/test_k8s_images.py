@@ -26,7 +26,7 @@ CONTROL = (
     "hillclimb.definitions", "hillclimb.tracking.__main__", "hillclimb.launcher.kubernetes",
     "hillclimb.cli.plan", "hillclimb.cli.status", "hillclimb.cli.verify", "hillclimb.report",
 )  # fmt: skip
-ROLLOUT = ("hillclimb.rollout.server",)
+ROLLOUT = ("hillclimb.rollout.server", "hillclimb.rollout.vllm_worker")
 
 
 @cache

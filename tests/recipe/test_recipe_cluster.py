@@ -194,6 +194,25 @@ def test_servers_need_an_image_and_share_nodes_with_the_ranks() -> None:
     assert "compute.climb_ranks = 1 beside 6" in mistakes(*rack)[0]
 
 
+def test_vllm_splits_the_model_over_the_gpus_of_a_pod() -> None:
+    """Four heads of queries, two of keys and values, inner widths of 96 and 64."""
+    image = f"{PLACE}.rollout_image=registry/rollout:1"
+
+    def asked(gpus: int) -> tuple[str, ...]:
+        servers = f"compute.climb_rollout_accelerators={2 * gpus}", f"compute.rollout_server={gpus}"
+        return (*servers, image, f"{PLACE}.gpus_per_node={gpus}")
+
+    load_recipe(SMALL, [SECTION, *asked(4)])
+    assert mistakes(*asked(3)) == [
+        "compute.rollout_server puts 3 GPUs into a pod, over which vLLM cannot split "
+        f"model.{width} evenly. Fix: choose a size that divides it, or set "
+        f"{PLACE}.rollout_engine to torch."
+        for width in ("query_heads = 4", "kv_heads = 2", "expert_ffn / 2 = 64")
+    ]
+    load_recipe(SMALL, [SECTION, *asked(3), f"{PLACE}.rollout_engine=torch"])
+    assert f"{PLACE}.rollout_engine" in mistakes(f"{PLACE}.rollout_engine=sglang")[0]
+
+
 def test_whole_servers_take_whole_nodes() -> None:
     asked = (
         "compute.climb_rollout_accelerators=16",

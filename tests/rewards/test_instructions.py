@@ -68,6 +68,8 @@ CASES: list[tuple[str, dict[str, object], str, bool]] = [
     ("detectable_format:json_format", {}, '```json\n{"a": [1]}\n```', True),
     ("detectable_format:json_format", {}, '{"a": [1}', False),
     ("detectable_format:json_format", {}, "[" * 100_000, False),
+    ("detectable_format:json_format", {}, "```\u00a0[1] \n```", True),
+    ("detectable_format:json_format", {}, "{" + " " * 2_000_000 + "x", False),
     ("detectable_format:title", {}, "<<A title>>\ntext", True),
     ("detectable_format:title", {}, "<< >>", False),
     ("detectable_format:constrained_response", {}, "My answer is no.", True),

@@ -14,7 +14,9 @@ from hillclimb.artifacts import Artifact
 from hillclimb.rollout.engine import SamplingParams
 from hillclimb.rollout.local_server import LocalEngine
 from hillclimb.rollout.opening import ENGINE, SERVERS, open_engine
+from hillclimb.rollout.remote import RemoteEngine
 from hillclimb.rollout.torch_engine import TorchEngine
+from hillclimb.rollout.vllm_servers import VllmServers
 
 PROMPTS, PARAMS = [[1, 2, 3], [4, 5]], SamplingParams(12)
 
@@ -44,6 +46,15 @@ def test_named_servers_come_first_and_turns_are_drawn_in_this_process(
         found = as_bytes(there.generate(PROMPTS, PARAMS, 1))
         there.close()
     assert found == as_bytes(here.generate(PROMPTS, PARAMS, 1))
+
+
+def test_named_servers_may_draw_with_vllm(start: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SERVERS, "http://a:1,http://b:1")
+    for kind, made in (("vllm", VllmServers), ("torch", RemoteEngine)):
+        monkeypatch.setenv(ENGINE, kind)
+        engine = open_engine(start, tiny_network(), beside=False)
+        engine.close()
+        assert type(engine) is made
 
 
 @pytest.mark.slow("starts a server twice")

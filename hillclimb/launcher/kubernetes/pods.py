@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hillclimb.launcher.base import handle_name
@@ -16,6 +17,9 @@ MASTER_PORT, SERVER_PORT = 29500, 29600
 USER = 1000
 CONTROL_KINDS = ("problems", "raw_documents", "ai_text_detector", "filtered_corpus")
 SANDBOXED_KINDS = ("problems", "climb", "scorecard")
+_SERVERS = {"torch": "hillclimb.rollout.server", "vllm": "hillclimb.rollout.vllm_worker"}
+_PROMPT_TOKENS = 8192
+_GPU_SHARE = 0.85
 _GRACE = 60
 _TOKEN = "automountServiceAccountToken"
 _SCRATCH = "scratch"
@@ -34,7 +38,9 @@ def stage_pod(request: Request, compute: Compute, laid_out: Layout) -> Spec:
         "name": "stage",
         "image": cluster.control_image if control else cluster.image,
         "command": ["python", "-m", "hillclimb.stages", request.kind, "--request", place],
-        "env": _env({**_rendezvous(request, laid_out), **_threads(request)}, cluster),
+        "env": _env(
+            {**_rendezvous(request, laid_out, cluster.draws_with), **_threads(request)}, cluster
+        ),
     }
     plays = request.kind in SANDBOXED_KINDS or "on_policy" in request.config
     asks = plays and cluster.sandboxes is not None
@@ -52,29 +58,45 @@ def _light(cluster: Kubernetes) -> Kubernetes:
 def server_pod(request: Request, compute: Compute, laid_out: Layout) -> Spec:
     """One pod of the rollout servers, ready once it has loaded the climb's start.
 
-    It serves the in-process engine (`hillclimb.rollout.server`), which holds a whole copy of the
-    weights and computes on the pod's CPUs, also where the recipe asks for accelerators. Of a server
-    that has several pods the first is asked; the engine has no use for the others. A process that
-    dies is started again in its place.
+    It runs vLLM on the pod's GPUs, which share one copy of the weights, or the in-process engine
+    (`hillclimb.rollout.server`) on its CPUs. Neither reaches beyond its pod: of a server that has
+    several the first is asked, and the others have nothing to do. A process that dies is started
+    again in its place; so is one that is not up after half an hour (vLLM takes minutes to load and
+    to compile), or that has not answered for five minutes.
     """
     cluster, start = cluster_of(compute), request.inputs["checkpoint"]
     address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    engine = cluster.draws_with
+    alive = {"httpGet": {"path": "/health", "port": SERVER_PORT}}
     container = {
         "name": "server",
         "image": cluster.rollout_image,
         "command": [
-            *("python", "-m", "hillclimb.rollout.server"),
+            *("python", "-m", _SERVERS[engine]),
             *("--checkpoint", start.uri, "--fingerprint", start.fingerprint),
             *("--host", "$(POD_IP)", "--port", str(SERVER_PORT)),
+            *(_vllm_options(request, laid_out.server_gpus) if engine == "vllm" else ()),
         ],
         "env": [address, *_env(_threads(request), cluster)],
-        "readinessProbe": {
-            "httpGet": {"path": "/health", "port": SERVER_PORT},
-            "periodSeconds": 10,
+        "startupProbe": {**alive, "periodSeconds": 10, "failureThreshold": 180},
+        "readinessProbe": {**alive, "periodSeconds": 10},
+        "livenessProbe": {
+            **alive, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 10,
         },
-    }
+    }  # fmt: skip
     pod = _pod(container, cluster, laid_out.server_gpus, laid_out)
     return {**pod, "restartPolicy": "OnFailure"}
+
+
+def _vllm_options(request: Request, gpus: int) -> tuple[str, str]:
+    """Arguments of `vllm.LLM`: room for the climb's longest answer, and the pod's GPUs whole."""
+    longest = max(rung["max_tokens"] for rung in request.config["climb"]["lengths"])
+    options: dict[str, Any] = {"max_model_len": longest + _PROMPT_TOKENS}
+    if gpus:
+        options["gpu_memory_utilization"] = _GPU_SHARE
+    if gpus > 1:
+        options["tensor_parallel_size"] = gpus
+    return "--options", json.dumps(options)
 
 
 def host(request: Request, role: str, job: int, pod: int) -> str:
@@ -83,7 +105,8 @@ def host(request: Request, role: str, job: int, pod: int) -> str:
     return f"{name}-{role}-{job}-{pod}.{name}"
 
 
-def _rendezvous(request: Request, laid_out: Layout) -> dict[str, str]:
+def _rendezvous(request: Request, laid_out: Layout, engine: str) -> dict[str, str]:
+    """How the stage's process finds the others."""
     if laid_out.single:
         return {}
     servers = [host(request, ROLLOUT, index, 0) for index in range(laid_out.servers)]
@@ -92,7 +115,7 @@ def _rendezvous(request: Request, laid_out: Layout) -> dict[str, str]:
         "HILLCLIMB_NODES": str(laid_out.nodes),
         "MASTER_ADDR": host(request, LEARNER, 0, 0),
         "MASTER_PORT": str(MASTER_PORT),
-        **({"HILLCLIMB_ROLLOUT_SERVERS": urls} if urls else {}),
+        **({"HILLCLIMB_ROLLOUT_SERVERS": urls, "HILLCLIMB_ENGINE": engine} if urls else {}),
     }
 
 

@@ -13,12 +13,12 @@ labels of a wrong form, a wrong restartPolicy, changes of immutable fields.
 Controllers: Job, JobSet, Kueue (an object with the label `kueue.x-k8s.io/queue-name` is suspended,
 gets a Workload and is let in unless the queue is held), garbage collection by ownerReferences.
 
-A pod runs the command of its only container: `python` is this interpreter; the environment is the
-manifest's and PATH, HOME, PYTHONPATH, OMP_NUM_THREADS; a volume is the host's folder of the same
-path; host names below the pod's subdomain are loopback addresses in `env`, `command` and `args`,
-each its own, which is also the `status.podIP` that a pod of that name reads in its environment;
-where MASTER_ADDR is such a name, MASTER_PORT is a free port shared by the pods of one JobSet
-attempt.
+A pod runs the command of its only container: `python` is this interpreter, or that of the image
+(`install`); the environment is the manifest's and PATH, HOME, PYTHONPATH, OMP_NUM_THREADS; a volume
+is the host's folder of the same path; host names below the pod's subdomain are loopback addresses
+in `env`, `command` and `args`, each its own, which is also the `status.podIP` that a pod of that
+name reads in its environment; where MASTER_ADDR is such a name, MASTER_PORT is a free port shared
+by the pods of one JobSet attempt.
 There is no back-off between retries, and `ttlSecondsAfterFinished` is ignored.
 
 What there is (`namespace` is "hillclimb" where it is not given):
@@ -30,6 +30,7 @@ What there is (`namespace` is "hillclimb" where it is not given):
     cluster.created(kind)               names of all ever made, in order: "nothing twice"
     cluster.log(pod)                    the pod's output, also after the pod is gone
     cluster.requests                    list of Seen(verb, kind, name, status), in order
+    cluster.install(image, python)      which interpreter is the image's `python`
     cluster.wait_for(probe, seconds)    what `probe()` gives as soon as it is true; AssertionError
 
 Faults of the API (`verb` and `kind` narrow them; None is any):

@@ -150,6 +150,10 @@ class FakeCluster:
         """Let pods that start from now on wait in ContainerCreating."""
         self.kubelet.slow = seconds
 
+    def install(self, image: str, python: str) -> None:
+        """Say which interpreter is the `python` of an image."""
+        self.kubelet.pythons[image] = python
+
     def break_image(self, image: str) -> None:
         """Let pulls of an image fail."""
         self.kubelet.broken_images.add(image)

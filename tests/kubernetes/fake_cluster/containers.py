@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -69,12 +68,12 @@ def _marked(mark: bytes) -> list[int]:
     return found
 
 
-def command(pod: Object, environment: dict[str, str]) -> list[str]:
-    """What the container runs, `$(NAME)` filled in, `python` being this interpreter."""
+def command(pod: Object, environment: dict[str, str], python: str) -> list[str]:
+    """What the container runs, `$(NAME)` filled in, with its image's `python`."""
     container = pod["spec"]["containers"][0]
     words = [*container.get("command", []), *container.get("args", [])]
     first, *rest = [_local(pod, _expand(word, environment)) for word in words]
-    return [sys.executable if first in ("python", "python3") else first, *rest]
+    return [python if first in ("python", "python3") else first, *rest]
 
 
 def environment(store: Store, pod: Object, ports: dict[str, int]) -> dict[str, str]:

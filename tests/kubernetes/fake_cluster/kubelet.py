@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Kubelet:
     def __init__(self, store: Store, logs: Path) -> None:
         self.slow = 0.0
         self.broken_images: set[str] = set()
+        self.pythons: dict[str, str] = {}
         self.no_room: str | None = None
         self.no_volume: str | None = None
         self._store = store
@@ -142,7 +144,9 @@ class Kubelet:
             return
         try:
             isolated = sandboxed(store, pod)
-            container = isolated or Container(command(pod, variables), variables, self.log(name))
+            python = self.pythons.get(pod["spec"]["containers"][0]["image"], sys.executable)
+            words = command(pod, variables, python)
+            container = isolated or Container(words, variables, self.log(name))
         except OSError as refused:
             state = {"exitCode": 128, "reason": "StartError", "message": str(refused)}
             _containers(pod, {"terminated": {**state, "finishedAt": now()}})
