@@ -28,6 +28,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -89,7 +90,7 @@ class RolloutServer(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         self.beat = beat
         self.work = ThreadPoolExecutor(calls)
-        self.interrupts = 0
+        self.interrupts, self._taking = 0, threading.Lock()
         self._engine = engine or TorchEngine(cast(MaiForCausalLM, model))
         tensors = unshared(model.state_dict())
         self._shapes, self._vocabulary = _shapes(tensors), model.config.vocab_size
@@ -128,9 +129,10 @@ class RolloutServer(ThreadingHTTPServer):
 
     def take(self, weights: dict[str, Tensor], version: int, sha256: str) -> bytes:
         """Change the weights, unless another call brought the same."""
-        if self.holds != (version, sha256):
-            self._engine.load_weights(weights, version)
-            self.holds = (version, sha256)
+        with self._taking:
+            if self.holds != (version, sha256):
+                self._engine.load_weights(weights, version)
+                self.holds = (version, sha256)
         print(f"took the weights of version {version}", flush=True)
         return b""
 

@@ -16,29 +16,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from hillclimb.rollout.calls import Batch, take_together
 from hillclimb.rollout.local_server import LocalServer
-from hillclimb.rollout.remote import RemoteEngine
-from hillclimb.rollout.replicas import Away, Failed, Replica, Unreached
+from hillclimb.rollout.replicas import Away, Failed, Unreached
 from hillclimb.rollout.shared_weights import SharedBuffer
 from hillclimb.rollout.soundness import unshared
+from hillclimb.rollout.vllm_servers import Slot, VllmServers
+from hillclimb.rollout.wire import Weights
 
 PYTHON = "HILLCLIMB_VLLM_PYTHON"
 OPTIONS = "HILLCLIMB_VLLM_OPTIONS"
-CALLS = 32
-SILENCE, PATIENCE = 60.0, 300.0
+PATIENCE = 300.0
 _ROOT = Path(__file__).resolve().parents[2]
 _FIND = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
 
 
-class VllmEngine(RemoteEngine):
+class VllmEngine(VllmServers):
     """Draws with vLLM: on the GPU where there is one, in BF16; else on the CPU, in FP32.
 
     The child lives and dies with this process and is started anew where it dies itself; what it
     was drawing is drawn again. It has the last of the GPUs, and shares the learner's where there is
     one alone. It is given each version's weights at once, from GPU to GPU where they are on one,
-    and checks that it computes what the network computes. A call's seed decides its draws, which
-    are not those of `TorchEngine`.
+    and checks that it computes what the network computes; calls under way come back interrupted.
+    A call's seed decides its draws, which are not those of `TorchEngine`.
 
     Args:
         model: the start: ours, or a causal language model of transformers that vLLM knows.
@@ -68,9 +67,8 @@ class VllmEngine(RemoteEngine):
         ]  # fmt: skip
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": self._folder.name}
-        log = _without_repeats(log)
         self.server = LocalServer(words, environment | own_gpus(given), log)
-        super().__init__([self.server.url] * CALLS, model, patience, SILENCE, log=log)
+        super().__init__([self.server.url], model, patience, log)
         shared = all(tensor.is_cuda for tensor in tensors.values())
         self._buffer = SharedBuffer(tensors) if shared else None
 
@@ -81,22 +79,26 @@ class VllmEngine(RemoteEngine):
             RuntimeError: if the engine is wrong with them.
         """
         own = {name: weights[name].to(dtype) for name, dtype in self._types.items()}
-        try:
-            if self._buffer is not None:
-                self._weights = self._buffer.write(own, version)
-                self._send(version)
+        if self._buffer is not None:
+            try:
+                self._bring(self._buffer.write(own, version))
                 return
-        except Unreached as why:
-            self._log(f"vLLM does not read the learner's memory, and gets copies: {why}")
-            self._buffer = None
-        super().load_weights(own, version)
-        self._send(version)
+            except Unreached as why:
+                self._log(f"vLLM does not read the learner's memory, and gets copies: {why}")
+                self._buffer = None
+        self._bring(Weights.of(own, version))
 
-    def _send(self, version: int) -> None:
+    def _bring(self, weights: Weights) -> None:
+        """From now on these are drawn with; what is under way does not hold them up."""
+        self._weights = weights
+        self.interrupt()
+        slot = self._replicas[0]
+        assert isinstance(slot, Slot)
         try:
-            Replica(self.server.url, SILENCE).send(self._weights)
+            slot.bring(weights)
         except Failed as failed:
-            raise RuntimeError(f"vLLM did not take version {version}: {failed}") from failed
+            told = f"vLLM did not take version {weights.version}: {failed}"
+            raise RuntimeError(told) from failed
         except Unreached:
             raise
         except Away:
@@ -107,25 +109,6 @@ class VllmEngine(RemoteEngine):
         super().close()
         self.server.close()
         self._folder.cleanup()
-
-    def _choose(self) -> list[Batch]:
-        """One call's batch, with its own seed: vLLM itself draws side by side what it is given."""
-        waiting = [call for call in self._calls if call.waiting and not call.over]
-        return take_together(waiting[:1], self._rows)
-
-
-def _without_repeats(log: Callable[[str], None]) -> Callable[[str], None]:
-    """The child is asked for several batches at a time, and all of them miss it."""
-    last = ""
-
-    def tell(note: str) -> None:
-        nonlocal last
-        kind = " ".join(note.split()[:6])
-        if kind != last:
-            log(note)
-        last = kind
-
-    return tell
 
 
 def vllm_python() -> str:

@@ -18,7 +18,7 @@ CALLS = 32
 SILENCE = 60.0
 
 
-class _Slot(Replica):
+class Slot(Replica):
     """One of the batches that a server draws at a time.
 
     Weights that the server lacks are sent by one slot while the others wait for it. A batch for
@@ -52,6 +52,11 @@ class _Slot(Replica):
                 self._missed(away)
                 raise
         return super().draw(ask, weights)
+
+    def bring(self, weights: Weights) -> None:
+        """Have the server take weights at once; see `Replica.send`."""
+        with self._sending:
+            self.send(weights)
 
     def _prepare(self, weights: Weights) -> None:
         told = self._call("GET", "/health", b"", self._silence) or b""
@@ -87,7 +92,7 @@ class VllmServers(RemoteEngine):
     def _slots(self, urls: Sequence[str], silence: float) -> list[Replica]:
         sending: dict[str, threading.Lock] = defaultdict(threading.Lock)
         vocabulary = self._vocabulary
-        return [_Slot(url, silence, sending[url], self._draws, vocabulary) for url in urls]
+        return [Slot(url, silence, sending[url], self._draws, vocabulary) for url in urls]
 
     def _draws(self, weights: Weights) -> bool:
         return weights is self._weights
