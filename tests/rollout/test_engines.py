@@ -142,6 +142,31 @@ def test_what_is_interrupted_comes_back_as_far_as_it_was_and_can_go_on(engine, s
     assert gap(start, contexts, rest) < 1e-4
 
 
+def test_new_weights_do_not_wait_for_answers_under_way(engine, start):
+    if isinstance(engine, TorchEngine):
+        pytest.skip("the in-process engine has one caller")
+    later, done = changed(start), []
+    engine.load_weights(dict(start.state_dict()), 8)
+    threads = [
+        threading.Thread(
+            target=lambda s=seed: done.extend(engine.generate(PROMPTS, SamplingParams(1900), s))
+        )
+        for seed in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.7)
+    engine.load_weights(dict(later.state_dict()), 9)
+    after = engine.generate(PROMPTS, SamplingParams(12), 0)
+    for thread in threads:
+        thread.join()
+    assert {c.finish for c in done} == {"interrupted"}
+    assert {c.version for c in done} <= {8, 9}
+    assert {c.version for c in after} == {9}
+    assert gap(later, PROMPTS, after) < 1e-4
+    engine.load_weights(dict(start.state_dict()), 10)
+
+
 def test_calls_of_several_threads_are_drawn_side_by_side(engine, start):
     if isinstance(engine, TorchEngine):
         pytest.skip("the in-process engine has one caller")
