@@ -184,7 +184,7 @@ def copied(kind: Callable[[MaiConfig], MaiForCausalLM], model: MaiForCausalLM) -
 @torch.no_grad()
 def gap(model: MaiForCausalLM, samples: list[Sample]) -> tuple[float, float]:
     """|log pi - log pi_engine|, the mean and the largest."""
-    batches = micro_batches(samples, MICRO_BATCH, model.config.vocab_size, packs(model))
+    batches = micro_batches(samples, MICRO_BATCH, True, packs(model))
     parts = [drawn_logprobs(model, b, 1.0).float().cpu() - b.drawn.engine for b in batches]
     found = torch.cat(parts).abs()
     return float(found.mean()), float(found.max())

@@ -54,9 +54,9 @@ def main() -> None:
         model = learner(learner_type, device)
         free = [replace(sample, routes=no_routes()) for sample in samples]
         found = [
-            gap(model, given, vocab)
-            for given, vocab in ((free, None), (free, CONFIG.vocab_size),
-                                 (samples, None), (samples, CONFIG.vocab_size))
+            gap(model, given, nucleus)
+            for given in (free, samples)
+            for nucleus in (False, True)
         ]  # fmt: skip
         cells = "".join(f"{float(g.mean()):11.2e} {float(g.max()):8.1e}" for g in found)
         differ = f"{100 * otherwise(model, free, samples):.1f}%"
@@ -85,9 +85,9 @@ def learner(dtype: torch.dtype, device: torch.device) -> MaiForCausalLM:
 
 
 @torch.no_grad()
-def gap(model: MaiForCausalLM, samples: list[Sample], vocab: int | None) -> Tensor:
+def gap(model: MaiForCausalLM, samples: list[Sample], nucleus: bool) -> Tensor:
     """|log pi - log pi_engine| of every drawn token."""
-    batches = micro_batches(samples, MICRO_BATCH, vocab, packs(model))
+    batches = micro_batches(samples, MICRO_BATCH, nucleus, packs(model))
     parts = [drawn_logprobs(model, b, PARAMS.temperature).cpu() - b.drawn.engine for b in batches]
     return torch.cat(parts).abs()
 

@@ -84,7 +84,7 @@ class OnPolicyDistiller:
         samples = [sample for name in self.queue.names for sample in self._told(name, rollouts)]
         tokens = int(sum(sample.drawn.sum() for sample in samples))
         packed = packs(self.learner.model)
-        batches = micro_batches(samples, self.config["micro_batch_tokens"], None, packed)
+        batches = micro_batches(samples, self.config["micro_batch_tokens"], False, packed)
         loss = PolicyLoss(OBJECTIVE, 1.0, tokens)
         sums = self.learner.step(batches, loss, self.config["learning_rate"])
         return {
@@ -116,7 +116,7 @@ class OnPolicyDistiller:
             replace(sample, prompt=self._prompt(rollout, teacher), routes=no_routes())
             for rollout, sample in zip(own, samples, strict=True)
         ]
-        judged = with_old_logprobs(teacher.model, asked, tokens, None, 1.0)
+        judged = with_old_logprobs(teacher.model, asked, tokens, False, 1.0)
         return [
             replace(sample, advantage=opinion.old - sample.logprobs[sample.drawn])
             for sample, opinion in zip(samples, judged, strict=True)

@@ -161,13 +161,9 @@ class Climb:
 
     def _old(self, samples: Sequence[Sample]) -> list[Sample]:
         return with_old_logprobs(
-            self.learner.model, samples, self.config["micro_batch_tokens"], self._vocab(),
-            self.config["sampling"]["temperature"],
+            self.learner.model, samples, self.config["micro_batch_tokens"],
+            self.config["replay"]["nucleus"], self.config["sampling"]["temperature"],
         )  # fmt: skip
-
-    def _vocab(self) -> int | None:
-        replayed = self.config["replay"]["nucleus"]
-        return self.sampler.tokenizer.vocab_size if replayed else None
 
     def _nothing_left(self, update: Update) -> Stop | None:
         """Stop after updates without a batch to learn from; their rollouts are kept.
@@ -198,7 +194,10 @@ class Climb:
         objective = Objective.of(self.config, self.control.k)
         loss = PolicyLoss(objective, self.config["sampling"]["temperature"], tokens)
         batches = micro_batches(
-            samples, self.config["micro_batch_tokens"], self._vocab(), packs(self.learner.model)
+            samples,
+            self.config["micro_batch_tokens"],
+            self.config["replay"]["nucleus"],
+            packs(self.learner.model),
         )
         sums = self.learner.step(batches, loss, self.config["learning_rate"])
         self.learned += learned_from(groups, loss.seen, batches, self.update, len(before))

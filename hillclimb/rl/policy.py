@@ -28,7 +28,7 @@ from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.routes import for_model, recorded
 from hillclimb.rl.groups import Sample
 from hillclimb.rl.objective import DrawnTokens, Objective, policy_objective
-from hillclimb.rollout.sampling import unpack_mask
+from hillclimb.rollout.sampling import unpack_mask, unpack_on_device
 
 ROW = 1024
 
@@ -52,7 +52,8 @@ class PolicyBatch:
         positions: (N, 2) row and column of the logits that predict each drawn token.
         targets: of the N drawn tokens.
         drawn: what is known of them.
-        kept: bool (N, V), what the sampler could draw; None where it is not replayed.
+        kept: uint8 (N, ceil(V/8)), packed: what the sampler could draw; None where it is not
+            replayed.
         routes: int16 (B, T, MoE layers, top_k), -1 where free; None where all are.
     """
 
@@ -80,16 +81,16 @@ def packs(model: MaiForCausalLM) -> bool:
 
 
 def micro_batches(
-    samples: Sequence[Sample], tokens: int, vocab: int | None, packed: bool = False
+    samples: Sequence[Sample], tokens: int, nucleus: bool, packed: bool = False
 ) -> list[PolicyBatch]:
     """Samples of like length together, at most `tokens` tokens a batch, padding counted.
 
     Args:
-        vocab: size of the vocabulary, for the nucleus; None where it is not replayed.
+        nucleus: whether it is replayed.
         packed: several samples a row, all batches of one shape.
     """
     arranged = _packed(samples, tokens) if packed else _padded(samples, tokens)
-    return [_batch(samples, places, shape, vocab) for places, shape in arranged]
+    return [_batch(samples, places, shape, nucleus) for places, shape in arranged]
 
 
 Arranged = list[tuple[list[Place], tuple[int, int]]]
@@ -134,7 +135,7 @@ def _packed(samples: Sequence[Sample], tokens: int) -> Arranged:
 
 
 def _batch(
-    samples: Sequence[Sample], places: list[Place], shape: tuple[int, int], vocab: int | None
+    samples: Sequence[Sample], places: list[Place], shape: tuple[int, int], nucleus: bool
 ) -> PolicyBatch:
     tokens = torch.zeros(shape, dtype=torch.long)
     segments = torch.full(shape, -1, dtype=torch.long)
@@ -154,8 +155,8 @@ def _batch(
         engine.append(torch.from_numpy(sample.logprobs[sample.drawn]))
         old.append(engine[-1] if sample.old is None else torch.from_numpy(sample.old))
         weights.append(torch.from_numpy(np.full(len(columns), sample.advantage, np.float32)))
-        if vocab is not None:
-            kept.append(unpack_mask(sample.nucleus[sample.drawn], vocab))
+        if nucleus:
+            kept.append(torch.from_numpy(sample.nucleus[sample.drawn]))
     drawn = DrawnTokens(
         torch.cat(engine), torch.cat(old), torch.cat(weights), torch.cat(owners), len(places)
     )
@@ -186,18 +187,23 @@ def drawn_logprobs(model: Any, batch: PolicyBatch, temperature: float) -> Tensor
     picked = hidden[batch.positions[:, 0], batch.positions[:, 1]]
     logits = core.logits(picked) / temperature
     if batch.kept is not None:
-        logits = logits.masked_fill(~batch.kept, -torch.inf)
+        unpack = unpack_on_device if batch.kept.is_cuda else _unpack_on_host
+        logits = logits.masked_fill(~unpack(batch.kept, logits.shape[1]), -torch.inf)
     return logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+
+
+def _unpack_on_host(packed: Tensor, vocab: int) -> Tensor:
+    return unpack_mask(packed.numpy(), vocab)
 
 
 @torch.no_grad()
 def with_old_logprobs(
-    model: MaiForCausalLM, samples: Sequence[Sample], tokens: int, vocab: int | None,
+    model: MaiForCausalLM, samples: Sequence[Sample], tokens: int, nucleus: bool,
     temperature: float,
 ) -> list[Sample]:  # fmt: skip
     """The samples with the log-probabilities that the model gives their drawn tokens now."""
     model.eval()
-    batches = micro_batches(samples, tokens, vocab, packs(model))
+    batches = micro_batches(samples, tokens, nucleus, packs(model))
     found = by_sample([drawn_logprobs(model, batch, temperature) for batch in batches], batches)
     return [replace(sample, old=old) for sample, old in zip(samples, found, strict=True)]
 
@@ -227,7 +233,7 @@ def with_routes(
         i for i, s in enumerate(samples) if not len(s.routes) and (s.versions == version).all()
     ]
     asked = [samples[i] for i in wanting]
-    for batch in micro_batches(asked, tokens, None, packs(model)):
+    for batch in micro_batches(asked, tokens, False, packs(model)):
         there = batch.to(model.embed.weight.device)
         with recorded(model) as routes:
             model.hidden(there.tokens, there.segments)

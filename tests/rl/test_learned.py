@@ -126,7 +126,7 @@ def test_each_rollout_gets_its_own_tokens_and_the_bound_holds(
 ) -> None:
     samples = tuple(sample(i, mask) for i, mask in enumerate(masks))
     group = Group(samples, 0, 0.5, update=4, number=2)
-    batches = micro_batches(samples, 30, None, packed)
+    batches = micro_batches(samples, 30, False, packed)
     seen = [batch.targets.float() for batch in batches]
     found = learned_from([group], seen, batches, 5, 1, most)
     for each in found:

@@ -16,6 +16,7 @@ from hillclimb.rl.groups import Sample
 from hillclimb.rl.objective import Objective
 from hillclimb.rl.policy import PolicyLoss, drawn_logprobs, micro_batches, with_old_logprobs
 from hillclimb.rollout.engine import SamplingParams
+from hillclimb.rollout.sampling import unpack_mask
 from hillclimb.rollout.torch_engine import TorchEngine
 
 VOCAB, TEMPERATURE, TOP_P = 64, 0.8, 0.7
@@ -46,36 +47,38 @@ def sampled(model: MaiForCausalLM, top_p: float = TOP_P) -> list[Sample]:
     return samples
 
 
-def gaps(model: MaiForCausalLM, samples: list[Sample], vocab: int | None) -> torch.Tensor:
+def gaps(model: MaiForCausalLM, samples: list[Sample], nucleus: bool) -> torch.Tensor:
     """log pi - log pi_engine of every drawn token."""
-    batches = micro_batches(samples, 20, vocab)
+    batches = micro_batches(samples, 20, nucleus)
     with torch.no_grad():
         return torch.cat([drawn_logprobs(model, b, TEMPERATURE) - b.drawn.engine for b in batches])
 
 
 def test_with_the_nucleus_replayed_both_sides_agree(model: MaiForCausalLM) -> None:
-    assert gaps(model, sampled(model), VOCAB).abs().max() < 1e-5
+    assert gaps(model, sampled(model), nucleus=True).abs().max() < 1e-5
 
 
 def test_without_replay_the_ratio_starts_at_the_nucleus_s_mass(model: MaiForCausalLM) -> None:
     samples = sampled(model)
-    masses = gaps(model, samples, None).exp()
+    masses = gaps(model, samples, nucleus=False).exp()
     assert (masses < 1 - 1e-4).any()
     assert (masses > TOP_P - 1e-5).all()
     assert (masses < 1 + 1e-5).all()
-    (batch,) = micro_batches(samples, 10_000, VOCAB)
+    (batch,) = micro_batches(samples, 10_000, True)
     with torch.no_grad():
         hidden = model.hidden(batch.tokens, batch.segments)
         picked = hidden[batch.positions[:, 0], batch.positions[:, 1]]
         chances = (model.logits(picked) / TEMPERATURE).softmax(-1)
     assert batch.kept is not None
-    kept = (chances * batch.kept).sum(-1)
+    kept = (chances * unpack_mask(batch.kept.numpy(), VOCAB)).sum(-1)
     assert torch.allclose(masses.sort().values, kept.sort().values, atol=1e-5)
 
 
 def test_where_everything_can_be_drawn_replay_changes_nothing(model: MaiForCausalLM) -> None:
     samples = sampled(model, top_p=1.0)
-    assert torch.allclose(gaps(model, samples, None), gaps(model, samples, VOCAB), atol=1e-6)
+    assert torch.allclose(
+        gaps(model, samples, nucleus=False), gaps(model, samples, nucleus=True), atol=1e-6
+    )
 
 
 def changed(model: MaiForCausalLM) -> MaiForCausalLM:
@@ -95,7 +98,7 @@ def gradient(
     """Of the embedding, over all micro-batches."""
     model.zero_grad()
     tokens = int(sum(sample.drawn.sum() for sample in samples))
-    for batch in micro_batches(samples, 20, VOCAB, packed):
+    for batch in micro_batches(samples, 20, True, packed):
         PolicyLoss(objective, TEMPERATURE, tokens)(model, batch)[0].backward()
     assert model.embed.weight.grad is not None
     return model.embed.weight.grad.clone()
@@ -103,9 +106,9 @@ def gradient(
 
 def test_the_old_policy_is_what_the_learner_says_before_the_update(model: MaiForCausalLM) -> None:
     samples, later = sampled(model), changed(model)
-    old = with_old_logprobs(later, samples, 20, VOCAB, TEMPERATURE)
+    old = with_old_logprobs(later, samples, 20, True, TEMPERATURE)
     assert [len(s.old) for s in old if s.old is not None] == [int(s.drawn.sum()) for s in samples]
-    for batch in micro_batches(old, 20, VOCAB):
+    for batch in micro_batches(old, 20, True):
         with torch.no_grad():
             again = drawn_logprobs(later, batch, TEMPERATURE)
         assert torch.allclose(again, batch.drawn.old, atol=1e-6)
@@ -115,7 +118,7 @@ def test_the_old_policy_is_what_the_learner_says_before_the_update(model: MaiFor
 def test_an_engine_that_is_right_needs_no_correction(model: MaiForCausalLM) -> None:
     """Ratios are one and so are the weights: the truncated objective is the report's."""
     samples = sampled(model)
-    corrected = with_old_logprobs(model, samples, 20, VOCAB, TEMPERATURE)
+    corrected = with_old_logprobs(model, samples, 20, True, TEMPERATURE)
     plain = gradient(model, samples, Objective(0.4, 2.5, 50.0))
     truncated = gradient(model, corrected, Objective(0.4, 2.5, 50.0, cap=2.0))
     assert torch.allclose(plain, truncated, atol=1e-6)
@@ -125,7 +128,7 @@ def test_an_engine_that_is_wrong_by_a_factor_is_put_right(model: MaiForCausalLM)
     """It says half the chance: uncorrected, all ratios are two, and bad tokens count double."""
     samples = [replace(s, logprobs=s.logprobs - np.float32(np.log(2))) for s in sampled(model)]
     right = gradient(model, sampled(model), Objective(0.4, 1.5, 50.0))
-    corrected = with_old_logprobs(model, samples, 20, VOCAB, TEMPERATURE)
+    corrected = with_old_logprobs(model, samples, 20, True, TEMPERATURE)
     capped = gradient(model, corrected, Objective(0.4, 1.5, 50.0, cap=1.0))
     assert torch.allclose(right, capped, atol=1e-6)
     plain = gradient(model, samples, Objective(0.4, 1.5, 50.0))
@@ -150,7 +153,7 @@ lengths = st.lists(st.integers(2, 1500), min_size=1, max_size=40)
 @given(lengths, st.sampled_from([20, 1024, 5000]))
 def test_packed_batches_have_one_shape_and_every_sample_once(sizes: list[int], most: int) -> None:
     samples = [of_length(size) for size in sizes]
-    batches = micro_batches(samples, most, None, packed=True)
+    batches = micro_batches(samples, most, False, packed=True)
     assert len({batch.tokens.shape for batch in batches}) == 1
     rows, width = batches[0].tokens.shape
     assert rows * width <= max(most, width)

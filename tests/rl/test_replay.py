@@ -82,7 +82,7 @@ def free(samples: list[Sample]) -> list[Sample]:
 
 def gaps(model: MaiForCausalLM, samples: list[Sample], nucleus: bool = True) -> Tensor:
     """log pi - log pi_engine of every drawn token."""
-    batches = micro_batches(samples, 64, VOCAB if nucleus else None)
+    batches = micro_batches(samples, 64, nucleus)
     with torch.no_grad():
         return torch.cat([drawn_logprobs(model, b, TEMPERATURE) - b.drawn.engine for b in batches])
 
@@ -117,7 +117,7 @@ def test_on_a_gpu_the_fast_path_replays_the_engine(plain: MaiForCausalLM) -> Non
     model = MaiForCausalLM(config).initialise(0).eval().cuda()
     samples = drawn(TorchEngine(model))
     with torch.no_grad():
-        batches = micro_batches(samples, 4096, VOCAB, packed=True)
+        batches = micro_batches(samples, 4096, True, packed=True)
         found = [drawn_logprobs(model, b, TEMPERATURE).cpu() - b.drawn.engine for b in batches]
     assert float(torch.cat(found).abs().mean()) < 0.1
 
@@ -128,11 +128,11 @@ def test_at_equal_weights_the_ratios_of_a_step_are_one(model: MaiForCausalLM) ->
     loss = PolicyLoss(Objective(0.99, 1.01), TEMPERATURE, 1)
     for given, clipped in ((samples, False), (free(samples), True)):
         shares = [
-            loss(model, batch)[1]["trust_clipped"] for batch in micro_batches(given, 64, VOCAB)
+            loss(model, batch)[1]["trust_clipped"] for batch in micro_batches(given, 64, True)
         ]
         assert (int(sum(shares)) > 0) is clipped
-    old = with_old_logprobs(model, samples, 64, VOCAB, TEMPERATURE)
-    for batch in micro_batches(old, 64, VOCAB):
+    old = with_old_logprobs(model, samples, 64, True, TEMPERATURE)
+    for batch in micro_batches(old, 64, True):
         assert torch.allclose(batch.drawn.old, batch.drawn.engine, atol=1e-5)
 
 
@@ -158,11 +158,11 @@ def test_rows_of_many_samples_have_the_same_routes_and_log_probabilities(
     samples = drawn(TorchEngine(plain))
     silent = free(samples)
     apart = with_routes(plain, silent, 64, 0)
-    before = with_old_logprobs(plain, samples, 64, VOCAB, TEMPERATURE)
+    before = with_old_logprobs(plain, samples, 64, True, TEMPERATURE)
     monkeypatch.setattr(policy, "packs", lambda model: True)
     for found, expected in zip(with_routes(plain, silent, 64, 0), apart, strict=True):
         assert np.array_equal(np.sort(found.routes), np.sort(expected.routes))
-    after = with_old_logprobs(plain, samples, 64, VOCAB, TEMPERATURE)
+    after = with_old_logprobs(plain, samples, 64, True, TEMPERATURE)
     for found, expected in zip(after, before, strict=True):
         assert found.old is not None
         assert expected.old is not None

@@ -81,7 +81,7 @@ def tokenizer() -> TextTokenizer:
 
 def old(network: MaiForCausalLM, weights: dict[str, torch.Tensor], sample: Sample) -> np.ndarray:
     network.load_state_dict(weights)
-    (found,) = with_old_logprobs(network, [sample], 4096, 40, 1.0)
+    (found,) = with_old_logprobs(network, [sample], 4096, True, 1.0)
     assert found.old is not None
     return found.old
 
