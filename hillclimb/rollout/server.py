@@ -6,7 +6,7 @@ It computes on the CPUs of its machine. It answers once it has loaded the climb'
 
     GET  /health                      200; which weights it holds
     PUT  /weights/<version>/<sha256>  take these weights, safetensors of the start's shapes
-    PUT  /shared-weights/<v>/<sha256> the same, from the GPU's memory: a `SharedBuffer` as JSON
+    PUT  /shared-weights/<v>/<sha256> a child: the same, from its owner's `SharedBuffer` as JSON
     POST /generate                    draw one batch (`wire.Ask`); 409 where it holds other weights
     POST /interrupt                   200; batches that are accepted by now come back as they are
 
@@ -49,7 +49,7 @@ from hillclimb.model.folder import MODEL, read_network
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import RolloutEngine, undrawn
 from hillclimb.rollout.replicas import UNREACHED
-from hillclimb.rollout.shared_weights import opened
+from hillclimb.rollout.shared_weights import PLACE, opened
 from hillclimb.rollout.soundness import unshared
 from hillclimb.rollout.torch_engine import TorchEngine
 from hillclimb.rollout.wire import Ask, Weights, pack
@@ -78,19 +78,20 @@ class RolloutServer(ThreadingHTTPServer):
         beat: seconds between two signs of life.
         engine: draws with the start's weights; the in-process engine where there is none.
         calls: how many the engine takes at a time.
+        shares: whether it opens memory of its owner's GPU for weights.
     """
 
     daemon_threads = True
 
     def __init__(
         self, address: tuple[str, int], model: PreTrainedModel, beat: float = BEAT,
-        engine: RolloutEngine | None = None, calls: int = 1,
+        engine: RolloutEngine | None = None, calls: int = 1, shares: bool = False,
     ) -> None:  # fmt: skip
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
         self.beat = beat
         self.work = ThreadPoolExecutor(calls)
-        self.interrupts, self._taking = 0, threading.Lock()
+        self.interrupts, self.shares, self._taking = 0, shares, threading.Lock()
         self._engine = engine or TorchEngine(cast(MaiForCausalLM, model))
         tensors = unshared(model.state_dict())
         self._shapes, self._vocabulary = _shapes(tensors), model.config.vocab_size
@@ -199,8 +200,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _weights(self) -> Callable[[], bytes]:
         match self.path.split("/"):
             case ["", "weights" | "shared-weights" as kind, version, sha256] if version.isdecimal():
+                shared = kind == PLACE
+                if shared and not self.server.shares:
+                    raise Refused(UNREACHED, "this server opens no memory of others")
                 body = self._body(max(self.server.size, MAX_TABLE))
-                weights = self.server.check(sha256, body, kind == "shared-weights")
+                weights = self.server.check(sha256, body, shared)
                 return lambda: self.server.take(weights, int(version), sha256)
         raise Refused(404, f"there is no {self.path}")
 
@@ -276,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_with(args.owner)
     try:
         model = load_start(args.checkpoint, args.fingerprint)
-        server = RolloutServer((args.host, args.port), model)
+        server = RolloutServer((args.host, args.port), model, shares=args.owner is not None)
     except (ArtifactError, OSError, ValueError) as error:
         print(f"the rollout server cannot start: {error}", file=sys.stderr, flush=True)
         return 1

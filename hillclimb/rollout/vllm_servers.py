@@ -43,15 +43,29 @@ class Slot(Replica):
 
     def draw(self, ask: Ask, weights: Weights) -> list[Completion]:
         """See `Replica.draw`."""
-        with self._sending:
-            if not self._draws(weights):
-                return [undrawn(weights.version, self._vocabulary)] * len(ask.prompts)
-            try:
+        ready = False
+        try:
+            with self._sending:
                 self._prepare(weights)
-            except Away as away:
+            ready = True
+            return super().draw(ask, weights)
+        except Away as away:
+            if not self._draws(weights):
+                self.misses, self.asleep_until = 0, 0.0
+                return [undrawn(weights.version, self._vocabulary)] * len(ask.prompts)
+            if not ready:
                 self._missed(away)
-                raise
-        return super().draw(ask, weights)
+            raise
+
+    def send(self, weights: Weights) -> None:
+        """See `Replica.send`; older weights than the newest are not sent.
+
+        Raises:
+            Away: for these too.
+        """
+        if not self._draws(weights):
+            raise Away(f"version {weights.version} is not the newest any more")
+        super().send(weights)
 
     def bring(self, weights: Weights) -> None:
         """Have the server take weights at once; see `Replica.send`."""

@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reference = network(folder)
         engine = LocalVllm(folder, reference, options(args.options))
         place, watched = (args.host, args.port), Watched(engine)
-        server = RolloutServer(place, reference, engine=watched, calls=CALLS)
+        shares = args.owner is not None
+        server = RolloutServer(place, reference, engine=watched, calls=CALLS, shares=shares)
     except (ArtifactError, OSError, ValueError) as error:
         print(f"the rollout server cannot start: {error}", file=sys.stderr, flush=True)
         return 1

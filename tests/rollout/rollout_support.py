@@ -41,10 +41,14 @@ def write_checkpoint(folder: Path, network: MaiForCausalLM, fingerprint: str) ->
 
 @contextmanager
 def serving(
-    network: MaiForCausalLM, port: int = 0, beat: float = 5.0, busy: float = 0.0
+    network: MaiForCausalLM,
+    port: int = 0,
+    beat: float = 5.0,
+    busy: float = 0.0,
+    shares: bool = False,
 ) -> Iterator[str]:
     """The URL of a server that runs in a thread, and first does something else for `busy` s."""
-    with RolloutServer(("127.0.0.1", port), network, beat) as server:
+    with RolloutServer(("127.0.0.1", port), network, beat, shares=shares) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         server.work.submit(time.sleep, busy)
         yield f"http://127.0.0.1:{server.server_address[1]}"

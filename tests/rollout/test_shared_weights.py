@@ -48,13 +48,18 @@ def test_what_cannot_be_opened_is_said_in_one_sentence(body: bytes) -> None:
         opened(body)
 
 
-def test_a_server_that_cannot_reach_them_says_so_and_keeps_its_own() -> None:
+@pytest.mark.parametrize(
+    ("shares", "why"), [(True, "cannot be opened here"), (False, "opens no memory of others")]
+)
+def test_a_server_that_does_not_reach_them_says_so_and_keeps_its_own(
+    shares: bool, why: str
+) -> None:
     network = tiny_network()
     before = TorchEngine(network).generate(PROMPTS, PARAMS, 0)
     body = json.dumps({"handle": [0], "tensors": []}).encode()
     weights = Weights(1, hashlib.sha256(body).hexdigest(), body, PLACE)
-    with serving(network) as url:
-        with pytest.raises(Unreached, match="cannot be opened here"):
+    with serving(network, shares=shares) as url:
+        with pytest.raises(Unreached, match=why):
             Replica(url, 5.0).send(weights)
         engine = RemoteEngine([url], network)
         assert as_bytes(engine.generate(PROMPTS, PARAMS, 0)) == as_bytes(before)

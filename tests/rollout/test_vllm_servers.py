@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,7 @@ from rollout_support import as_bytes, serving, tiny_network
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import Batch, SamplingParams
 from hillclimb.rollout.torch_engine import TorchEngine
-from hillclimb.rollout.vllm_servers import CALLS, VllmServers
+from hillclimb.rollout.vllm_servers import CALLS, Slot, VllmServers
 from hillclimb.rollout.wire import Ask, Weights
 
 PROMPTS = [[1, 2, 3], [9, 8, 7, 6, 5], [4]]
@@ -61,5 +62,22 @@ def test_a_batch_for_weights_that_are_not_the_newest_comes_back_undrawn(start, c
         old = Weights.of(start.state_dict(), 7)
         done = client._replicas[0].draw(Ask.of(Batch(PROMPTS, 1), PARAMS, old), old)
         client.close()
+    assert [(c.tokens, c.finish, c.version) for c in done] == [([], "interrupted", 7)] * 3
+    assert "took the weights" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_server_never_goes_back_to_weights_that_were_replaced(start, capsys, monkeypatch, seen):
+    """Nor where they were still there when the slot looked; and the server is not away."""
+    later = Weights.of({k: v * 0.7 for k, v in start.state_dict().items()}, 8)
+    with serving(start) as url:
+        slot = Slot(url, 30.0, threading.Lock(), lambda weights: weights is later, 40)
+        slot.bring(later)
+        if seen:
+            monkeypatch.setattr(slot, "_prepare", lambda weights: None)
+        capsys.readouterr()
+        old = Weights.of(start.state_dict(), 7)
+        done = slot.draw(Ask.of(Batch(PROMPTS, 1), PARAMS, old), old)
+        assert slot.misses == 0
     assert [(c.tokens, c.finish, c.version) for c in done] == [([], "interrupted", 7)] * 3
     assert "took the weights" not in capsys.readouterr().out
