@@ -23,8 +23,6 @@ import torch
 from hillclimb.artifacts import Artifact
 from hillclimb.recipe.graph import StageSpec, stage_specs
 from hillclimb.recipe.load import load_recipe
-from hillclimb.rl.grading import Graders
-from hillclimb.stages.models import load_model
 
 FIRST, SECOND = "specialists.stem.climbs.0", "specialists.stem.climbs.1"
 SAMPLES = 4
@@ -106,8 +104,13 @@ def measure(
             return None
         made[name] = artifact
     climbs = [made[name] for name in chain if specs[name].kind == "climb"]
-    scored = _scored(climbs[-1], root, out, recipe.evaluation.max_tokens, only_read)
-    return None if scored is None else {**_summary(climbs), **scored}
+    if only_read and not held_out.scores_path(climbs[-1], out).exists():
+        return None
+    longest = recipe.evaluation.max_tokens
+    return {
+        **_summary(climbs),
+        **held_out.kept_scores(climbs[-1], root, out, longest, SAMPLES),
+    }
 
 
 def _chain(specs: dict[str, StageSpec], last: str, given: set[str]) -> list[str]:
@@ -116,22 +119,6 @@ def _chain(specs: dict[str, StageSpec], last: str, given: set[str]) -> list[str]
     for name in names:
         names += [n for n in specs[name].inputs.values() if n not in given and n not in names]
     return [name for name in specs if name in names]
-
-
-def _scored(
-    climb: Artifact, root: Path, out: Path, max_tokens: int, only_read: bool
-) -> dict[str, Any] | None:
-    """The model's held-out scores, kept beside the runs."""
-    path = out / "scores" / f"{climb.fingerprint[:16]}.json"
-    if not path.exists():
-        if only_read:
-            return None
-        asked = held_out.problems(root, "stem", "held_out")
-        with Graders() as graders:
-            found = held_out.score(*load_model(climb), graders, asked, max_tokens, SAMPLES)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found.json()))
-    return dict(json.loads(path.read_text()))
 
 
 def _summary(climbs: list[Artifact]) -> dict[str, Any]:

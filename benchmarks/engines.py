@@ -178,7 +178,7 @@ def copied(kind: Callable[[MaiConfig], MaiForCausalLM], model: MaiForCausalLM) -
     """Another network with the same weights."""
     other = kind(model.config)
     other.load_state_dict(model.state_dict())
-    return other.eval().requires_grad_(False).to(model.embed.weight.device)  # type: ignore
+    return other.eval().requires_grad_(False).to(model.embed.weight.device)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

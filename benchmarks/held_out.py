@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hillclimb.artifacts import Artifact
 from hillclimb.environments.sandbox import provider_for
@@ -20,6 +21,7 @@ from hillclimb.rl.grading import Graders
 from hillclimb.rl.rollouts import Rollout, Sampler
 from hillclimb.rollout.engine import SamplingParams
 from hillclimb.rollout.torch_engine import TorchEngine
+from hillclimb.stages.models import load_model
 from hillclimb.stages.tables import read_rows
 
 SCORING_SEED = 7_777
@@ -66,6 +68,27 @@ def problems(root: Path, specialist: str, side: str) -> list[Problem]:
     """The problems of one side, `train` or `held_out`."""
     rows = read_rows(artifact(root, f"{specialist}_problems"), f"{side}.parquet")
     return [Problem(**{**row, "task": json.loads(row["task"])}) for row in rows]
+
+
+def kept_scores(
+    model: Artifact, root: Path, out: Path, max_tokens: int, samples: int
+) -> dict[str, Any]:
+    """What `score` says of a checkpoint on the root's STEM problems, kept under `out`."""
+    path = scores_path(model, out)
+    if not path.exists():
+        network, tokenizer, template = load_model(model)
+        network.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+        asked = problems(root, "stem", "held_out")
+        with Graders() as graders:
+            found = score(network, tokenizer, template, graders, asked, max_tokens, samples)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found.json()))
+    return dict(json.loads(path.read_text()))
+
+
+def scores_path(model: Artifact, out: Path) -> Path:
+    """Where `kept_scores` keeps them."""
+    return out / "scores" / f"{model.fingerprint[:16]}.json"
 
 
 def score(

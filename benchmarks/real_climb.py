@@ -20,13 +20,10 @@ from pathlib import Path
 
 import held_out
 import stage_runs
-import torch
 
 from hillclimb.artifacts import Artifact
 from hillclimb.recipe.graph import StageSpec, stage_specs
 from hillclimb.recipe.load import load_recipe
-from hillclimb.rl.grading import Graders
-from hillclimb.stages.models import load_model
 
 FIELDS, STAGE, SAMPLES = "specialists.stem.climbs.0", "stem/round_0/climb", 4
 MODES = {"in turns": 0, "ahead": 1}
@@ -61,18 +58,9 @@ def spec_of(recipe: str, mode: str, changes: Sequence[str]) -> StageSpec:
 
 
 def scores(model: Artifact, args: argparse.Namespace) -> str:
-    """Of sampled and greedy answers to held-out problems, kept beside the runs."""
-    path = args.out / "scores" / f"{model.fingerprint[:16]}.json"
-    if not path.exists():
-        asked = held_out.problems(args.root, "stem", "held_out")
-        network, tokenizer, template = load_model(model)
-        network.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-        with Graders() as graders:
-            longest = load_recipe(args.recipe).evaluation.max_tokens
-            found = held_out.score(network, tokenizer, template, graders, asked, longest, SAMPLES)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found.json()))
-    row = json.loads(path.read_text())
+    """Of sampled and greedy answers to held-out problems."""
+    longest = load_recipe(args.recipe).evaluation.max_tokens
+    row = held_out.kept_scores(model, args.root, args.out, longest, SAMPLES)
     return f"sampled {row['pass_at_1']:.3f}, greedy {row['greedy']:.3f}"
 
 

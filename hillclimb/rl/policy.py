@@ -28,7 +28,7 @@ from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.routes import for_model, recorded
 from hillclimb.rl.groups import Sample
 from hillclimb.rl.objective import DrawnTokens, Objective, policy_objective
-from hillclimb.rollout.sampling import unpack_mask, unpack_on_device
+from hillclimb.rollout.sampling import unpack_mask
 
 ROW = 1024
 
@@ -187,13 +187,8 @@ def drawn_logprobs(model: Any, batch: PolicyBatch, temperature: float) -> Tensor
     picked = hidden[batch.positions[:, 0], batch.positions[:, 1]]
     logits = core.logits(picked) / temperature
     if batch.kept is not None:
-        unpack = unpack_on_device if batch.kept.is_cuda else _unpack_on_host
-        logits = logits.masked_fill(~unpack(batch.kept, logits.shape[1]), -torch.inf)
+        logits = logits.masked_fill(~unpack_mask(batch.kept, logits.shape[1]), -torch.inf)
     return logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
-
-
-def _unpack_on_host(packed: Tensor, vocab: int) -> Tensor:
-    return unpack_mask(packed.numpy(), vocab)
 
 
 @torch.no_grad()

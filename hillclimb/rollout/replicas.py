@@ -8,7 +8,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from urllib.parse import urlsplit
 
 from hillclimb.rollout.engine import Completion
-from hillclimb.rollout.wire import Ask, Outdated, Weights, unpack
+from hillclimb.rollout.wire import Ask, Weights, unpack
 
 _CONNECT = 5.0
 _FIRST, _SLOWEST = 0.5, 15.0
@@ -85,16 +85,11 @@ class Replica:
         """Have the server take weights.
 
         Raises:
-            Away: if the server is, or they are gone; `Failed` if it cannot; `Unreached` if it does
-                not get at them.
+            Away: if the server is; `Failed` if it cannot; `Unreached` if it does not get at them.
             ValueError: if it refuses what is in them.
         """
         place = f"/{weights.place}/{weights.version}/{weights.sha256}"
-        try:
-            with weights.ready():
-                self._call("PUT", place, weights.body, self._silence)
-        except Outdated as outdated:
-            raise Away(str(outdated)) from outdated
+        self._call("PUT", place, weights.body, self._silence)
 
     def interrupt(self) -> None:
         """Have the batch that is being drawn come back as it is; a server that is away has none."""

@@ -68,12 +68,7 @@ def pack_mask(mask: Tensor) -> np.ndarray:
     return np.packbits(mask.numpy(), axis=-1)
 
 
-def unpack_on_device(packed: Tensor, vocab: int) -> Tensor:
-    """`unpack_mask` of bits on any device, there."""
+def unpack_mask(packed: Tensor, vocab: int) -> Tensor:
+    """Packed bits (…, ceil(V/8)), uint8, to bool (…, V), on their device."""
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
     return ((packed[..., None] >> shifts) & 1).flatten(-2)[..., :vocab].bool()
-
-
-def unpack_mask(packed: np.ndarray, vocab: int) -> Tensor:
-    """Packed bits (…, ceil(V/8)) to bool (…, V)."""
-    return torch.from_numpy(np.unpackbits(packed, axis=-1, count=vocab).astype(bool))

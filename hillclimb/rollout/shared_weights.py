@@ -10,16 +10,13 @@ import hashlib
 import json
 import math
 import secrets
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hillclimb.rollout.wire import Outdated, Weights
+from hillclimb.rollout.wire import Weights
 
 PLACE = "shared-weights"
 ALIGNMENT = 256
@@ -28,7 +25,7 @@ ALIGNMENT = 256
 class SharedBuffer:
     """Room for one version of the weights, on the GPU that they are on.
 
-    A version is written when nobody reads the one before.
+    Whoever writes a version sees to it that nobody reads the one before.
 
     Args:
         tensors: of the start; later ones have the same names, shapes and types.
@@ -44,54 +41,19 @@ class SharedBuffer:
         self._buffer = torch.empty(end, dtype=torch.uint8, device=device)
         self._handle = _printed(self._buffer.untyped_storage()._share_cuda_())
         self._views = views(self._buffer, self._table)
-        self._changed, self._readers, self._version = threading.Condition(), 0, -1
         self._nonce = secrets.token_hex(8)
 
-    def write(self, tensors: Mapping[str, Tensor], version: int) -> SharedWeights:
+    def write(self, tensors: Mapping[str, Tensor], version: int) -> Weights:
         """Copy a version in; what is returned tells another process where it is."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._readers)
-            for name, view in self._views.items():
-                view.copy_(tensors[name])
-            torch.cuda.synchronize(self._buffer.device)
-            self._version = version
+        for name, view in self._views.items():
+            view.copy_(tensors[name])
+        torch.cuda.synchronize(self._buffer.device)
         told = {
             "version": version, "nonce": self._nonce, "handle": self._handle,
             "tensors": self._table,
         }  # fmt: skip
         body = json.dumps(told).encode()
-        return SharedWeights(version, hashlib.sha256(body).hexdigest(), body, PLACE, buffer=self)
-
-    @contextmanager
-    def reading(self, version: int) -> Iterator[None]:
-        """While a version is read, no other one is written.
-
-        Raises:
-            Outdated: if another one was.
-        """
-        with self._changed:
-            if self._version != version:
-                raise Outdated(f"version {self._version} has taken the place of {version}")
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._readers -= 1
-                self._changed.notify_all()
-
-
-@dataclass(frozen=True)
-class SharedWeights(Weights):
-    """A version in a buffer; `body` describes it."""
-
-    buffer: SharedBuffer = field(kw_only=True)
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        """While they are read, they stay."""
-        with self.buffer.reading(self.version):
-            yield
+        return Weights(version, hashlib.sha256(body).hexdigest(), body, PLACE)
 
 
 def opened(body: bytes) -> dict[str, Tensor]:

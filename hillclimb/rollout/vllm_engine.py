@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from hillclimb.rollout.replicas import Away, Failed, Unreached
 from hillclimb.rollout.shared_weights import SharedBuffer
 from hillclimb.rollout.soundness import unshared
 from hillclimb.rollout.vllm_servers import Slot, VllmServers
+from hillclimb.rollout.vllm_worker import arguments
 from hillclimb.rollout.wire import Weights
 
 PYTHON = "HILLCLIMB_VLLM_PYTHON"
-OPTIONS = "HILLCLIMB_VLLM_OPTIONS"
 PATIENCE = 300.0
 _ROOT = Path(__file__).resolve().parents[2]
 _FIND = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
@@ -57,7 +57,7 @@ class VllmEngine(VllmServers):
         patience: float = PATIENCE,
         log: Callable[[str], None] = print,
     ) -> None:
-        python, given = vllm_python(), (options or {}) | _environment_options()
+        python, given = vllm_python(), arguments(json.dumps(options or {}))
         self._folder = tempfile.TemporaryDirectory(prefix="hillclimb-vllm-")
         tensors = write_model(model, Path(self._folder.name))
         self._types = {name: tensor.dtype for name, tensor in tensors.items()}
@@ -81,28 +81,29 @@ class VllmEngine(VllmServers):
         own = {name: weights[name].to(dtype) for name, dtype in self._types.items()}
         if self._buffer is not None:
             try:
-                self._bring(self._buffer.write(own, version))
+                self._bring(partial(self._buffer.write, own, version))
                 return
             except Unreached as why:
                 self._log(f"vLLM does not read the learner's memory, and gets copies: {why}")
                 self._buffer = None
-        self._bring(Weights.of(own, version))
+        self._bring(partial(Weights.of, own, version))
 
-    def _bring(self, weights: Weights) -> None:
+    def _bring(self, make: Callable[[], Weights]) -> None:
         """From now on these are drawn with; what is under way does not hold them up."""
-        self._weights = weights
-        self.interrupt()
         slot = self._replicas[0]
         assert isinstance(slot, Slot)
-        try:
-            slot.bring(weights)
-        except Failed as failed:
-            told = f"vLLM did not take version {weights.version}: {failed}"
-            raise RuntimeError(told) from failed
-        except Unreached:
-            raise
-        except Away:
-            return  # it gets them when it is back
+        with slot.sending:
+            self._weights = make()
+            self.interrupt()
+            try:
+                slot.send(self._weights)
+            except Failed as failed:
+                told = f"vLLM did not take version {self.version}: {failed}"
+                raise RuntimeError(told) from failed
+            except Unreached:
+                raise
+            except Away:
+                return  # it gets them when it is back
 
     def close(self) -> None:
         """End the child."""
@@ -128,15 +129,6 @@ def vllm_python() -> str:
             f"{python} is no Python with vLLM: run `make vllm`, or set {PYTHON} to one that has it"
         )
     return python
-
-
-def _environment_options() -> dict[str, Any]:
-    text = os.environ.get(OPTIONS, "{}")
-    with suppress(json.JSONDecodeError):
-        options = json.loads(text)
-        if isinstance(options, dict):
-            return options
-    raise ValueError(f"{OPTIONS} is no JSON object with arguments of vllm.LLM: {text}")
 
 
 def own_gpus(options: dict[str, Any]) -> dict[str, str]:

@@ -25,7 +25,7 @@ class Slot(Replica):
     weights that are not the newest any more comes back undrawn: no slot takes the server back.
 
     Args:
-        sending: held by the slot that sends; the same for all of a server.
+        sending: held by whoever sends; the same for all of a server.
         draws: whether a batch for these weights is still to be drawn.
         vocabulary: tokens of the network.
     """
@@ -34,18 +34,18 @@ class Slot(Replica):
         self,
         url: str,
         silence: float,
-        sending: threading.Lock,
+        sending: threading.RLock,
         draws: Callable[[Weights], bool],
         vocabulary: int,
     ) -> None:
         super().__init__(url, silence)
-        self._sending, self._draws, self._vocabulary = sending, draws, vocabulary
+        self.sending, self._draws, self._vocabulary = sending, draws, vocabulary
 
     def draw(self, ask: Ask, weights: Weights) -> list[Completion]:
         """See `Replica.draw`."""
         ready = False
         try:
-            with self._sending:
+            with self.sending:
                 self._prepare(weights)
             ready = True
             return super().draw(ask, weights)
@@ -63,14 +63,10 @@ class Slot(Replica):
         Raises:
             Away: for these too.
         """
-        if not self._draws(weights):
-            raise Away(f"version {weights.version} is not the newest any more")
-        super().send(weights)
-
-    def bring(self, weights: Weights) -> None:
-        """Have the server take weights at once; see `Replica.send`."""
-        with self._sending:
-            self.send(weights)
+        with self.sending:
+            if not self._draws(weights):
+                raise Away(f"version {weights.version} is not the newest any more")
+            super().send(weights)
 
     def _prepare(self, weights: Weights) -> None:
         told = self._call("GET", "/health", b"", self._silence) or b""
@@ -84,14 +80,7 @@ class VllmServers(RemoteEngine):
     vLLM itself draws side by side what it is given, so calls are not joined, and each has a seed
     of its own: the draws are those of `VllmEngine`, up to rounding.
 
-    Args:
-        urls: http://HOST:PORT of each server.
-        model: the start, which the servers loaded as well: version 0.
-        patience: seconds without a server at work after which a call gives up.
-        log: told when a server goes away or comes back.
-
-    Raises:
-        ValueError: for a URL of another form, or none.
+    Arguments are those of `RemoteEngine`.
     """
 
     def __init__(
@@ -104,7 +93,7 @@ class VllmServers(RemoteEngine):
         super().__init__([*urls] * CALLS, model, patience, SILENCE, log=log)
 
     def _slots(self, urls: Sequence[str], silence: float) -> list[Replica]:
-        sending: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        sending: dict[str, threading.RLock] = defaultdict(threading.RLock)
         vocabulary = self._vocabulary
         return [Slot(url, silence, sending[url], self._draws, vocabulary) for url in urls]
 

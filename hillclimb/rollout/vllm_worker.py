@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = args.model or start_folder(args.checkpoint, args.fingerprint)
         reference = network(folder)
-        engine = LocalVllm(folder, reference, options(args.options))
+        engine = LocalVllm(folder, reference, arguments(args.options))
         place, watched = (args.host, args.port), Watched(engine)
         shares = args.owner is not None
         server = RolloutServer(place, reference, engine=watched, calls=CALLS, shares=shares)
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os._exit(1)
 
 
-def options(given: str) -> dict[str, Any]:
+def arguments(given: str) -> dict[str, Any]:
     """Arguments of `vllm.LLM`: those of the command, then those of `HILLCLIMB_VLLM_OPTIONS`.
 
     Raises:
@@ -75,12 +76,12 @@ def options(given: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for place, text in (("--options", given), (OPTIONS, os.environ.get(OPTIONS, "{}"))):
-        try:
-            found |= dict(json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{place} is no JSON object with arguments of vllm.LLM: {text}"
-            ) from error
+        told: Any = None
+        with suppress(json.JSONDecodeError):
+            told = json.loads(text)
+        if not isinstance(told, dict):
+            raise ValueError(f"{place} is no JSON object with arguments of vllm.LLM: {text}")
+        found |= told
     return found
 
 

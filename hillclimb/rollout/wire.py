@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, get_args
 
@@ -23,10 +22,6 @@ from hillclimb.rollout.engine import BATCH_ROWS, Batch, Completion, Finish, Samp
 Token = Annotated[int, Field(ge=0)]
 Prompt = Annotated[list[Token], Field(min_length=1)]
 FINISHES: tuple[Finish, ...] = get_args(Finish)
-
-
-class Outdated(Exception):
-    """Weights that are no longer there."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +42,6 @@ class Weights:
         """A copy of a model's tensors; equal tensors have equal bytes."""
         body = save_tensors({name: t.detach().contiguous() for name, t in tensors.items()})
         return cls(version, hashlib.sha256(body).hexdigest(), body)
-
-    def ready(self) -> AbstractContextManager[None]:
-        """Entered while they are sent; raises `Outdated` where there are others by now."""
-        return nullcontext()
 
 
 class Ask(BaseModel):

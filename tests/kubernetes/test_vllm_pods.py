@@ -64,13 +64,13 @@ def test_vllm_is_given_the_pods_gpus_and_room_for_the_longest_answer(
 
 def test_options_of_the_recipes_environment_come_last(monkeypatch):
     monkeypatch.setenv(vllm_worker.OPTIONS, '{"dtype": "half", "max_model_len": 64}')
-    assert vllm_worker.options('{"max_model_len": 9, "seed": 0}') == {
+    assert vllm_worker.arguments('{"max_model_len": 9, "seed": 0}') == {
         "max_model_len": 64, "seed": 0, "dtype": "half"
     }  # fmt: skip
     for text in ("[1]", "{", "8"):
         monkeypatch.setenv(vllm_worker.OPTIONS, text)
         with pytest.raises(ValueError, match="HILLCLIMB_VLLM_OPTIONS is no JSON object"):
-            vllm_worker.options("{}")
+            vllm_worker.arguments("{}")
 
 
 @pytest.mark.vllm("the pods' image")

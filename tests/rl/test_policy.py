@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_without_replay_the_ratio_starts_at_the_nucleus_s_mass(model: MaiForCaus
         picked = hidden[batch.positions[:, 0], batch.positions[:, 1]]
         chances = (model.logits(picked) / TEMPERATURE).softmax(-1)
     assert batch.kept is not None
-    kept = (chances * unpack_mask(batch.kept.numpy(), VOCAB)).sum(-1)
+    kept = (chances * unpack_mask(batch.kept, VOCAB)).sum(-1)
     assert torch.allclose(masses.sort().values, kept.sort().values, atol=1e-5)
 
 
@@ -137,10 +138,10 @@ def test_an_engine_that_is_wrong_by_a_factor_is_put_right(model: MaiForCausalLM)
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_rows_of_many_samples_give_the_gradient_of_rows_of_one(
-    model: MaiForCausalLM, ratio: str
+    model: MaiForCausalLM, ratio: Literal["token", "sequence"]
 ) -> None:
     """The learner is another one than drew, so that sequences have ratios of their own."""
-    samples, objective = sampled(model) * 3, Objective(0.9, 1.1, ratio=ratio)  # type: ignore
+    samples, objective = sampled(model) * 3, Objective(0.9, 1.1, ratio=ratio)
     later = changed(model)
     apart, together = (gradient(later, samples, objective, packed) for packed in (False, True))
     assert float(apart.abs().max()) > 1e-4

@@ -41,7 +41,7 @@ def gap(
             continue
         logits = logits_of(model, prompt, completion) / temperature
         if len(completion.nucleus):
-            kept = unpack_mask(completion.nucleus, logits.shape[1])
+            kept = unpack_mask(torch.from_numpy(completion.nucleus), logits.shape[1])
             logits = logits.masked_fill(~kept, -torch.inf)
         drawn = torch.tensor(completion.tokens)[:, None]
         expected = logits.log_softmax(-1).gather(1, drawn)[:, 0]
@@ -60,7 +60,7 @@ def wrong_masks(
     wrong = 0
     for prompt, completion in zip(prompts, done, strict=True):
         probs = (logits_of(model, prompt, completion) / temperature).softmax(-1)
-        kept = unpack_mask(completion.nucleus, probs.shape[1])
+        kept = unpack_mask(torch.from_numpy(completion.nucleus), probs.shape[1])
         surely, maybe = nucleus(probs, top_p - 1e-4), nucleus(probs, top_p + 1e-4)
         wrong += int((surely & ~kept).sum()) + int((kept & ~maybe).sum())
     return wrong

@@ -15,7 +15,8 @@ from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import RolloutEngine, SamplingParams
 from hillclimb.rollout.torch_engine import TorchEngine
-from hillclimb.rollout.vllm_engine import OPTIONS, PYTHON, VllmEngine
+from hillclimb.rollout.vllm_engine import PYTHON, VllmEngine
+from hillclimb.rollout.vllm_worker import OPTIONS
 
 WINDOW = 16
 
