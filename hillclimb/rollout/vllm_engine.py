@@ -20,8 +20,8 @@ from hillclimb.rollout.local_server import LocalServer
 from hillclimb.rollout.replicas import Away, Failed, Unreached
 from hillclimb.rollout.shared_weights import SharedBuffer
 from hillclimb.rollout.soundness import unshared
+from hillclimb.rollout.vllm_options import arguments
 from hillclimb.rollout.vllm_servers import Slot, VllmServers
-from hillclimb.rollout.vllm_worker import arguments
 from hillclimb.rollout.wire import Weights
 
 PYTHON = "HILLCLIMB_VLLM_PYTHON"

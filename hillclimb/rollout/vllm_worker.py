@@ -8,14 +8,12 @@ It speaks as `hillclimb.rollout.server` does, so `RemoteEngine` draws on servers
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,6 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-OPTIONS = "HILLCLIMB_VLLM_OPTIONS"
 CALLS = 64
 
 
@@ -42,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hillclimb.artifacts import ArtifactError
     from hillclimb.rollout.server import RolloutServer, end, end_with, start_folder
     from hillclimb.rollout.vllm_local import LocalVllm
+    from hillclimb.rollout.vllm_options import arguments
     from hillclimb.rollout.watched import Watched
 
     signal.signal(signal.SIGTERM, end)
@@ -66,23 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception:
             traceback.print_exc()
         os._exit(1)
-
-
-def arguments(given: str) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`: those of the command, then those of `HILLCLIMB_VLLM_OPTIONS`.
-
-    Raises:
-        ValueError: if either is no JSON object.
-    """
-    found: dict[str, Any] = {}
-    for place, text in (("--options", given), (OPTIONS, os.environ.get(OPTIONS, "{}"))):
-        told: Any = None
-        with suppress(json.JSONDecodeError):
-            told = json.loads(text)
-        if not isinstance(told, dict):
-            raise ValueError(f"{place} is no JSON object with arguments of vllm.LLM: {text}")
-        found |= told
-    return found
 
 
 def network(folder: Path) -> Any:

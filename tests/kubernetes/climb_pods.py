@@ -23,7 +23,7 @@ from hillclimb.stages.problems import SCHEMA
 from hillclimb.stages.request import Request
 from hillclimb.stages.tables import write_table
 
-STEPS = 8
+STEPS = 40  # seconds of work: what a test kills dies long before the end
 RECIPE = {
     "learning_rate": 1e-3,
     "groups": {"early": 2, "full": 4, "early_window": [0, 1], "full_window": [0, 1]},

@@ -14,7 +14,7 @@ from hillclimb.artifacts import Artifact
 from hillclimb.launcher import State
 from hillclimb.launcher.kubernetes import KubernetesLauncher
 from hillclimb.launcher.kubernetes.manifests import stage_manifest
-from hillclimb.rollout import server, vllm_worker
+from hillclimb.rollout import server, vllm_options, vllm_worker
 from hillclimb.rollout.vllm_engine import vllm_python
 from hillclimb.stages.tables import read_rows
 
@@ -63,14 +63,14 @@ def test_vllm_is_given_the_pods_gpus_and_room_for_the_longest_answer(
 
 
 def test_options_of_the_recipes_environment_come_last(monkeypatch):
-    monkeypatch.setenv(vllm_worker.OPTIONS, '{"dtype": "half", "max_model_len": 64}')
-    assert vllm_worker.arguments('{"max_model_len": 9, "seed": 0}') == {
+    monkeypatch.setenv(vllm_options.OPTIONS, '{"dtype": "half", "max_model_len": 64}')
+    assert vllm_options.arguments('{"max_model_len": 9, "seed": 0}') == {
         "max_model_len": 64, "seed": 0, "dtype": "half"
     }  # fmt: skip
     for text in ("[1]", "{", "8"):
-        monkeypatch.setenv(vllm_worker.OPTIONS, text)
+        monkeypatch.setenv(vllm_options.OPTIONS, text)
         with pytest.raises(ValueError, match="HILLCLIMB_VLLM_OPTIONS is no JSON object"):
-            vllm_worker.arguments("{}")
+            vllm_options.arguments("{}")
 
 
 @pytest.mark.vllm("the pods' image")

@@ -16,7 +16,7 @@ from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import RolloutEngine, SamplingParams
 from hillclimb.rollout.torch_engine import TorchEngine
 from hillclimb.rollout.vllm_engine import PYTHON, VllmEngine
-from hillclimb.rollout.vllm_worker import OPTIONS
+from hillclimb.rollout.vllm_options import OPTIONS
 
 WINDOW = 16
 
