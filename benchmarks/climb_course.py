@@ -161,7 +161,7 @@ class Start:
             scores = f"{found.pass_at_1:.3f} sampled, {found.greedy:.3f} greedy"
             print(f"{self.args.side} {self.args.seed}: step {step}, {seconds:.1f} s, {scores}")
         self.course.write(self.args.out)
-        self.graders.pool.stop()
+        self.graders.stop()
 
 
 def _clocks() -> tuple[float, float]:

@@ -83,6 +83,8 @@ class _Worker:
 class GraderPool:
     """A context manager around the workers; each is started when first needed.
 
+    Several threads may grade at a time, and share the workers item by item.
+
     `deadline_s` bounds one item (loading its grader's libraries is not counted, it happens once
     per worker), `memory` the address space of a worker in bytes.
     """
@@ -91,7 +93,7 @@ class GraderPool:
         self.workers, self.deadline_s, self.memory = workers, deadline_s, memory
         self.lost = 0  # workers that were killed or died
         self._idle: list[_Worker] = []
-        self._lock = threading.Lock()
+        self._lock, self._free = threading.Lock(), threading.Semaphore(workers)
 
     def __enter__(self) -> Self:
         return self
@@ -108,16 +110,33 @@ class GraderPool:
 
     def grade_many(self, tasks: Sequence[Task]) -> list[Graded]:
         """Grade every task; results in the order of the tasks, None scores where it failed."""
-        with self._lock:
-            return _Batch(self, tasks).run()
+        return _Batch(self, tasks).run()
 
-    def _worker(self) -> _Worker:
-        while self._idle:
-            worker = self._idle.pop()
-            if worker.process.poll() is None:
-                return worker
+    def take(self, wait: bool) -> _Worker | None:
+        """A worker; None where all are busy and `wait` is false. It is to be given back."""
+        if not self._free.acquire(blocking=wait):
+            return None
+        try:
+            with self._lock:
+                while self._idle:
+                    worker = self._idle.pop()
+                    if worker.process.poll() is None:
+                        return worker
+                    worker.end()
+            return _Worker(self.memory)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def give_back(self, worker: _Worker, lost: bool) -> None:
+        """Let another item have it, or end it and let another worker take its place."""
+        with self._lock:
+            self.lost += lost
+            if not lost:
+                self._idle.append(worker)
+        if lost:
             worker.end()
-        return _Worker(self.memory)
+        self._free.release()
 
 
 class _Batch:
@@ -133,12 +152,12 @@ class _Batch:
     def run(self) -> list[Graded]:
         try:
             while self.waiting or self.busy:
-                while self.waiting and len(self.busy) < self.pool.workers:
-                    self._assign(self.pool._worker())
+                while self.waiting and (worker := self.pool.take(wait=not self.busy)):
+                    self._assign(worker)
                 self._wait()
         finally:
-            for worker in self.busy:
-                worker.end()
+            for worker in list(self.busy):
+                self._release(worker, lost=True)
             self.selector.close()
         return [self.results[index] for index in range(len(self.tasks))]
 
@@ -168,18 +187,16 @@ class _Batch:
                 self._lose(worker, str(message["reason"]))
             else:
                 self.results[worker.index] = Graded(message["score"], message["reason"])  # type: ignore[arg-type]
-                self._release(worker)
-                self.pool._idle.append(worker)
+                self._release(worker, lost=False)
 
     def _lose(self, worker: _Worker, reason: str) -> None:
         self.results[worker.index] = Graded(None, reason)
-        self._release(worker)
-        self.pool.lost += 1
-        worker.end()
+        self._release(worker, lost=True)
 
-    def _release(self, worker: _Worker) -> None:
+    def _release(self, worker: _Worker, lost: bool) -> None:
         self.busy.remove(worker)
         self.selector.unregister(worker.stdout)
+        self.pool.give_back(worker, lost)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+from hillclimb.environments.sandbox.program_pool import ProgramPool
 from hillclimb.environments.sandbox.programs import CodeRunner, ProgramRunner
 from hillclimb.rewards.code import CallTest, grade_function
 from hillclimb.rewards.format import think_answer
@@ -27,7 +27,15 @@ _ENGAGES = RubricItem("does what was asked instead of declining", "complies")
 
 
 class Graders:
-    """All graders of the toy's problems, their processes included; use as a context."""
+    """All graders of the toy's problems, their processes included; use as a context.
+
+    Several threads may grade at a time: one that waits for a program or a comparison does not hold
+    up the others.
+
+    Args:
+        programs: makes what runs the programs.
+        workers: programs that run side by side, and symbolic comparisons as well.
+    """
 
     def __init__(
         self, programs: Callable[[], ProgramRunner] = CodeRunner, workers: int = 1
@@ -35,10 +43,7 @@ class Graders:
         self.pool = GraderPool(workers)
         self.math = MathGrader(self.pool)
         self.judge = RuleJudge()
-        self._programs = programs
-        self._runner: ProgramRunner | None = None
-        self._ran: dict[tuple[str, str], Graded] = {}
-        self._lock = threading.Lock()
+        self.programs = ProgramPool(programs, workers)
 
     def __enter__(self) -> Self:
         return self
@@ -49,48 +54,50 @@ class Graders:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End all processes."""
         self.pool.stop()
-        if self._runner is not None:
-            self._runner.stop()
+        self.programs.stop()
 
     def grade(self, rollouts: Sequence[Rollout]) -> None:
-        """Set `graded` of every rollout; callers in several threads wait for each other."""
-        with self._lock:
-            self._grade(rollouts)
-
-    def _grade(self, rollouts: Sequence[Rollout]) -> None:
-        math = [r for r in rollouts if r.problem.task["grader"] == "math"]
-        verdicts = self.math.grade_many([(_response(r), r.problem.task["answer"]) for r in math])
-        for rollout, verdict in zip(math, verdicts, strict=True):
-            rollout.graded = verdict
-        self._ran.clear()
-        graders: dict[str, Callable[[Rollout], Graded]] = {
-            "code": self._code,
+        """Set `graded` of every rollout."""
+        alone: dict[str, Callable[[Rollout], Graded]] = {
             "rules": self._rules,
             "safety": self._safety,
             "check": _check,
             "answer": _answer,
         }
+        together = {"math": self._math, "code": self._code}
+        for name, grader in together.items():
+            group = [r for r in rollouts if r.problem.task["grader"] == name]
+            for rollout, verdict in zip(group, grader(group), strict=True):
+                rollout.graded = verdict
         for rollout in rollouts:
-            if rollout.problem.task["grader"] != "math":
-                rollout.graded = graders[rollout.problem.task["grader"]](rollout)
+            if rollout.problem.task["grader"] not in together:
+                rollout.graded = alone[rollout.problem.task["grader"]](rollout)
 
-    def _code(self, rollout: Rollout) -> Graded:
-        """Run the answer against the hidden tests; equal answers of a batch run once."""
-        structure = think_answer(_last(rollout), think_open=True)
-        if not structure.ok:
-            return Graded(0.0, structure.fault or "")
-        key = (rollout.problem.id, structure.answer.strip())
-        if key not in self._ran:
-            self._ran[key] = self._run(key[1], rollout.problem.task["tests"])
-        return self._ran[key]
+    def _math(self, rollouts: list[Rollout]) -> list[Graded]:
+        return self.math.grade_many([(_response(r), r.problem.task["answer"]) for r in rollouts])
 
-    def _run(self, expression: str, tests: list[tuple[list[int], int]]) -> Graded:
-        if self._runner is None:
-            self._runner = self._programs()
-        calls = [CallTest(tuple(given), value) for given, value in tests]
-        source = f"def f(x, y):\n    return {expression}\n"
-        return grade_function(self._runner, source, "f", calls)
+    def _code(self, rollouts: list[Rollout]) -> list[Graded]:
+        """Run answers against the hidden tests, side by side; equal answers run once."""
+        answers = [think_answer(_last(rollout), think_open=True) for rollout in rollouts]
+        keys = [
+            (rollout.problem.id, answer.answer.strip()) if answer.ok else None
+            for rollout, answer in zip(rollouts, answers, strict=True)
+        ]
+        tests = {rollout.problem.id: rollout.problem.task["tests"] for rollout in rollouts}
+        programs = list(dict.fromkeys(key for key in keys if key is not None))
+        verdicts = self.programs.map(
+            lambda runner, key: _run(runner, key[1], tests[key[0]]), programs
+        )
+        ran = dict(zip(programs, verdicts, strict=True))
+        return [
+            ran[key] if key is not None else Graded(0.0, answer.fault or "")
+            for key, answer in zip(keys, answers, strict=True)
+        ]
 
     def _rules(self, rollout: Rollout) -> Graded:
         """Verify the instructions; the judge says the same or not, and is not rewarded for."""
@@ -112,6 +119,11 @@ class Graders:
         grade = grade_safety(self.judge, structure.answer, wanted)
         wrong = "over-refusal" if grade.over_refusal else "unsafe compliance"
         return Graded(grade.score, "as wanted" if grade.score else wrong)
+
+
+def _run(runner: ProgramRunner, expression: str, tests: list[tuple[list[int], int]]) -> Graded:
+    calls = [CallTest(tuple(given), value) for given, value in tests]
+    return grade_function(runner, f"def f(x, y):\n    return {expression}\n", "f", calls)
 
 
 def _response(rollout: Rollout) -> str:

@@ -62,7 +62,7 @@ def make_climb(context: Context) -> None:
     learner = Learner(model, config["optimizer"], 2, config["balance_coefficient"])
     with (
         closing(_engine(context, model)) as engine,
-        Graders(program_runner(sandboxes)) as graders,
+        Graders(program_runner(sandboxes), context.request.threads) as graders,
         Checkpointer(context.out, learner, context.reporter.log) as checkpoints,
     ):
         sampler = Sampler(engine, tokenizer, template, sandboxes)

@@ -42,7 +42,7 @@ def make_scorecard(context: Context) -> None:
     problems = {n: read_problems(context, f"{n}_problems", "held_out") for n in SPECIALISTS}
     aside = {"tokenizer", *(f"{name}_problems" for name in SPECIALISTS)}
     models = [role for role in context.request.inputs if role not in aside]
-    with Graders(program_runner(sandboxes)) as graders:
+    with Graders(program_runner(sandboxes), context.request.threads) as graders:
         for model in models[context.rank :: context.request.ranks]:
             _say_done(context, models, model)
             if not context.out.exists(_scored(model)):

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,26 @@ def test_workers_run_side_by_side_and_are_kept(pool: GraderPool) -> None:
     results = pool.grade_many([task("naps", seconds=0.5)] * 4)
     assert time.monotonic() - started < 1.9
     assert len({result.reason for result in results}) == 2
+
+
+def test_an_item_that_hangs_does_not_hold_up_another_threads_batch(tmp_path: Path) -> None:
+    with GraderPool(workers=2, deadline_s=60.0) as pool, ThreadPoolExecutor(1) as other:
+        waits = other.submit(pool.grade_many, [task("waits", path=str(tmp_path / "go"))])
+        results = pool.grade_many([task("fine", value=value) for value in (1, 2, 3)])
+        assert [result.score for result in results] == [1, 2, 3]
+        assert not waits.done()
+        (tmp_path / "go").touch()
+        assert waits.result(60.0) == [Graded(1.0, "went on")]
+
+
+def test_threads_share_one_worker() -> None:
+    with GraderPool(workers=1) as pool, ThreadPoolExecutor(4) as threads:
+        batches = [[task("fine", value=4 * n + i) for i in range(4)] for n in range(4)]
+        found = list(threads.map(pool.grade_many, batches))
+        assert [[each.score for each in batch] for batch in found] == [
+            [4 * n + i for i in range(4)] for n in range(4)
+        ]
+        assert len(pool._idle) == 1
 
 
 def test_a_worker_lost_between_batches_costs_no_item(pool: GraderPool) -> None:
