@@ -8,9 +8,18 @@ from torch import Tensor
 
 
 def nucleus(probs_BV: Tensor, top_p: float | Tensor) -> Tensor:
-    """Bool (B, V): the smallest set of likeliest tokens whose mass reaches `top_p`, (B, 1)."""
-    _, order, inside = _ranked(probs_BV, top_p)
-    return torch.zeros_like(inside).scatter_(1, order, inside)
+    """Bool (B, V): the smallest set of likeliest tokens whose mass reaches `top_p`, (B, 1).
+
+    Of equally likely ones the first. Probabilities are sorted without their places, because NumPy
+    does that ten times as fast as anything sorts both.
+    """
+    ascending = torch.from_numpy(np.sort(probs_BV.numpy(), axis=-1))
+    ranked_BV = ascending.flip(-1)
+    count_B1 = (ranked_BV.cumsum(-1) - ranked_BV < top_p).sum(-1, keepdim=True)
+    least_B1 = ranked_BV.gather(1, count_B1 - 1)
+    above, level = probs_BV > least_B1, probs_BV == least_B1
+    room_B1 = count_B1 - above.sum(-1, keepdim=True)
+    return above | (level & (level.cumsum(-1) <= room_B1))
 
 
 def _ranked(probs_BV: Tensor, top_p: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,7 +31,10 @@ def _ranked(probs_BV: Tensor, top_p: float | Tensor) -> tuple[Tensor, Tensor, Te
 def draw(
     logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one token a row.
+    """Draw one token a row by inverse CDF, on the host.
+
+    The first token with a greater cumulated probability than what is drawn has one of its own, so
+    it is in the nucleus.
 
     Returns:
         tokens (B,), their log-probabilities (B,) under the renormalised nucleus, the mask (B, V).
@@ -30,9 +42,12 @@ def draw(
     logits_BV = logits_BV / temperature
     kept = nucleus(logits_BV.softmax(-1), top_p)
     logprobs = logits_BV.masked_fill(~kept, -torch.inf).log_softmax(-1)
-    noise = torch.empty_like(logprobs).exponential_(generator=generator)
-    tokens = (logprobs - noise.log()).argmax(-1)
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0], kept
+    cdf_BV = logprobs.double().exp_().cumsum(-1)
+    all_B1 = cdf_BV[:, -1:]
+    drawn_B1 = all_B1 * torch.rand(all_B1.shape, generator=generator, dtype=torch.float64)
+    below_B1 = all_B1.nextafter(torch.zeros_like(all_B1))
+    tokens = torch.searchsorted(cdf_BV, drawn_B1.minimum(below_B1), right=True)
+    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0], kept
 
 
 def draw_at(

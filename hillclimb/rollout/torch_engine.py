@@ -84,11 +84,12 @@ class TorchEngine:
         rows = torch.arange(len(prompts))
         stops = torch.tensor(params.stop, dtype=torch.long)
         steps: list[tuple[Tensor, Tensor, Tensor, np.ndarray]] = []
+        alive = torch.ones(len(prompts), dtype=torch.bool)
         for step in range(params.max_tokens):
             tokens, logprobs, kept = self._choose(logits, params, generator)
             packed = np.empty((0, 0), np.uint8) if params.greedy else pack_mask(kept)
             steps.append((rows, tokens, logprobs, packed))
-            alive = ~torch.isin(tokens, stops)
+            alive &= ~torch.isin(tokens, stops)
             if step + 1 == params.max_tokens or not bool(alive.any()):
                 break
             if interrupts != self._interrupts:
@@ -96,7 +97,7 @@ class TorchEngine:
             if int(alive.sum()) <= 0.75 * len(alive):
                 keep = alive.nonzero()[:, 0]
                 cache, rows, starts = cache.select(keep), rows[keep], starts[keep]
-                tokens = tokens[keep]
+                tokens, alive = tokens[keep], alive[keep]
             logits = self._logits(tokens[:, None], cache, starts)
             routes.fed(rows)
         return self._collect(steps, len(prompts), params)

@@ -112,3 +112,18 @@ def test_weights_are_those_of_the_call_that_gave_them(build, network):
     for tensor in weights.values():
         tensor.zero_()
     assert as_bytes(engine.generate([[1]], params, 0)) == as_bytes([before])
+
+
+def test_rows_that_have_stopped_are_not_drawn_on(network):
+    """Of 64 rows one stops now and then; at most a quarter of what is computed is for nothing."""
+    engine = TorchEngine(network)
+    computed: list[int] = []
+    engine.model.layers[0].register_forward_hook(
+        lambda _, given, __: computed.append(len(given[0]))
+    )
+    stop = tuple(range(network.config.vocab_size // 8))
+    drawn = engine.generate([[9, 8]] * 64, SamplingParams(60, temperature=9.0, stop=stop), seed=1)
+    sizes = sorted(len(completion.tokens) for completion in drawn)
+    assert sizes[0] < sizes[-1] < 60
+    assert len(computed) == sizes[-1]
+    assert sum(computed[1:]) <= (sum(sizes) - 64) / 0.75
