@@ -59,6 +59,7 @@ class TorchEngine:
 
         Raises:
             ValueError: for an empty prompt, naming its position.
+            FloatingPointError: if the weights give logits that are not finite.
         """
         done: list[Completion] = []
         interrupts = self._interrupts
@@ -106,7 +107,11 @@ class TorchEngine:
         """What follows the last column of the tokens, (B, V) on the host."""
         device = self.model.embed.weight.device
         hidden = self.model.hidden(ids.to(device), cache=cache, starts=starts.to(device))
-        return self.model.logits(hidden[:, -1]).cpu()
+        logits = self.model.logits(hidden[:, -1]).cpu()
+        if not bool(logits.isfinite().all()):
+            told = f"the weights of version {self._version} give NaN or infinite logits"
+            raise FloatingPointError(told)
+        return logits
 
     @staticmethod
     def _choose(

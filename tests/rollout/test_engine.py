@@ -127,3 +127,11 @@ def test_rows_that_have_stopped_are_not_drawn_on(network):
     assert sizes[0] < sizes[-1] < 60
     assert len(computed) == sizes[-1]
     assert sum(computed[1:]) <= (sum(sizes) - 64) / 0.75
+
+
+def test_weights_that_give_nan_are_named(network):
+    engine = TorchEngine(network)
+    broken = {name: tensor * torch.nan for name, tensor in network.state_dict().items()}
+    engine.load_weights(broken, 7)
+    with pytest.raises(FloatingPointError, match="version 7 give NaN"):
+        engine.generate(PROMPTS, SamplingParams(4), seed=0)
