@@ -88,9 +88,9 @@ class RolloutServer(ThreadingHTTPServer):
         engine: RolloutEngine | None = None, calls: int = 1, shares: bool = False,
     ) -> None:  # fmt: skip
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.work = ThreadPoolExecutor(calls)
         super().__init__(address, _Handler)
         self.beat = beat
-        self.work = ThreadPoolExecutor(calls)
         self.interrupts, self.shares, self._taking = 0, shares, threading.Lock()
         self._engine = engine or TorchEngine(cast(MaiForCausalLM, model))
         tensors = unshared(model.state_dict())

@@ -21,7 +21,7 @@ from rollout_support import as_bytes, serving, tiny_network, write_checkpoint
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import Batch, SamplingParams
 from hillclimb.rollout.remote import RemoteEngine
-from hillclimb.rollout.server import main
+from hillclimb.rollout.server import RolloutServer, main
 from hillclimb.rollout.torch_engine import TorchEngine
 from hillclimb.rollout.wire import Ask, Weights, pack, unpack
 
@@ -264,3 +264,12 @@ def test_answers_do_not_depend_on_deaths(pair, start):
     assert first.log.read_text().count("drew") == len(PROMPTS)
     assert any(f"{first.url} is back" in note for note in told)
     engine.close()
+
+
+def test_a_port_that_is_taken_is_what_a_second_server_tells_of():
+    network = tiny_network()
+    with (
+        RolloutServer(("127.0.0.1", 0), network) as first,
+        pytest.raises(OSError, match="already in use"),
+    ):
+        RolloutServer(("127.0.0.1", first.server_address[1]), network)

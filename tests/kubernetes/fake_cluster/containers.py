@@ -155,7 +155,9 @@ def _address(pod: Object) -> str:
 
 
 def _loopback(hostname: str) -> str:
-    return "127." + ".".join(map(str, hashlib.sha256(hostname.encode()).digest()[:3]))
+    """An address that no cluster of another process gives a pod of this name."""
+    digest = hashlib.sha256(f"{os.getpid()} {hostname}".encode()).digest()
+    return "127." + ".".join(map(str, digest[:3]))
 
 
 def _free_port() -> int:
