@@ -58,6 +58,7 @@ def test_a_stage_that_a_queue_takes_back_is_queued_and_goes_on(
     cluster.preempt(kind, followed.handle.name)
     outcome = followed.until(lambda seen: seen.state is State.QUEUED)
     assert "it waits for quota" in outcome.reason
+    cluster.wait_for(lambda: not cluster.objects("Pod"))
     open_gate(tmp_path)
     cluster.release_queue()
     assert followed.until_ended().state is State.DONE
@@ -134,6 +135,7 @@ def test_an_object_deleted_by_somebody_is_lost_and_can_be_asked_for_again(
     assert outcome.state is State.LOST
     assert outcome.resumable
     assert "somebody deleted it: ask again" in outcome.reason
+    cluster.wait_for(lambda: not cluster.objects("Pod"))
     open_gate(tmp_path)
     again = Followed(launcher, launcher.submit(request))
     assert again.until_ended().state is State.DONE
