@@ -90,7 +90,7 @@ class GraderPool:
     """
 
     def __init__(self, workers: int = 2, deadline_s: float = 5.0, memory: int = 2 * 2**30) -> None:
-        self.workers, self.deadline_s, self.memory = workers, deadline_s, memory
+        self.deadline_s, self.memory = deadline_s, memory
         self.lost = 0  # workers that were killed or died
         self._idle: list[_Worker] = []
         self._lock, self._free = threading.Lock(), threading.Semaphore(workers)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hillclimb.rollout import draw_log
 from hillclimb.rollout.draw_log import CHUNK, DrawLog
-from hillclimb.rollout.sampling import draw_at, nucleus, pack_mask
+from hillclimb.rollout.sampling import draw, draw_at, nucleus, pack_mask
 
 UNIFORMS = st.one_of(st.just(0.0), st.just(1 - 2.0**-53), st.floats(0, 1, exclude_max=True))
 CPU = torch.device("cpu")
@@ -44,11 +44,16 @@ def test_the_last_place_of_a_large_vocabulary_is_still_inside(p, spread):
     assert int(tokens[0]) == int(logits[0].argmax())
 
 
-def test_draws_follow_the_probabilities():
+def by_rank(logits, temperature, top_p, noise):
+    uniforms = torch.rand(len(logits), generator=noise, dtype=torch.float64)
+    return draw_at(uniforms, logits, temperature, top_p)
+
+
+@pytest.mark.parametrize("drawing", [by_rank, draw])
+def test_draws_follow_the_probabilities(drawing):
     rows, noise = 40_000, torch.Generator().manual_seed(0)
     logits = torch.tensor([[0.3, 2.0, -1.0, 1.2, 0.3, -9.0]])
-    uniforms = torch.rand(rows, generator=noise, dtype=torch.float64)
-    tokens, _, kept = draw_at(uniforms, logits.expand(rows, -1), 0.8, 0.98)
+    tokens, logprobs, kept = drawing(logits.expand(rows, -1), 0.8, 0.98, noise)
     chances = (logits / 0.8).masked_fill(~kept[:1], -torch.inf).softmax(-1)[0].double()
     counts = torch.bincount(tokens, minlength=6).double()
     inside = kept[0]
@@ -56,6 +61,19 @@ def test_draws_follow_the_probabilities():
     assert float(counts[~inside].sum()) == 0
     expected = rows * chances[inside]
     assert float(((counts[inside] - expected) ** 2 / expected).sum()) < 20
+    assert torch.allclose(logprobs.double(), chances.log()[tokens], atol=1e-6)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-53])
+@pytest.mark.parametrize("p", [0.5, 0.97, 1.0])
+def test_the_least_and_the_greatest_number_draw_inside_the_nucleus(monkeypatch, uniform, p):
+    """The first and the last token of the vocabulary are outside where the nucleus is small."""
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, uniform).double())
+    logits = torch.randn(64, 5_000, generator=torch.Generator().manual_seed(0)) * 3
+    logits[:, [0, -1]] = -30
+    tokens, logprobs, kept = draw(logits, 1.0, p, torch.Generator())
+    assert bool(kept.gather(1, tokens[:, None]).all())
+    assert bool(logprobs.isfinite().all())
 
 
 def test_rows_of_different_temperatures_and_nuclei_are_drawn_as_alone():
