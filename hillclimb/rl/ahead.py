@@ -18,7 +18,7 @@ from typing import Any
 from hillclimb.rl.apart import Apart, Closed
 from hillclimb.rl.curriculum import PromptQueue
 from hillclimb.rl.groups import Buffer, Group
-from hillclimb.rl.metrics import Row, Update
+from hillclimb.rl.metrics import Update
 from hillclimb.rl.turns import Prepare, Problems, seed_of
 from hillclimb.rl.workers import ProblemWorker
 
@@ -63,7 +63,7 @@ class Ahead:
         """Go on with the new weights, and wait for a batch."""
         self.apart.interrupt()
         with self._changed:
-            self.version, self.found = version, Update(before=self._columns)
+            self.version, self.found = version, Update(before=self.found.carried())
             self._start()
             self._wait()
         return self.found
@@ -90,12 +90,7 @@ class Ahead:
         with self._changed:
             flying = [[number, *prompt] for number, prompt in sorted(self.in_flight.items())]
             told = {"taken": dict(self.queue.taken), "in_flight": flying}
-            return {**told, "columns": self._columns}
-
-    @property
-    def _columns(self) -> Row:
-        """What the newest update with rollouts tells of them; nothing before the first one."""
-        return self.found.columns() if self.found.kept else self.found.before
+            return {**told, "columns": self.found.carried()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave: what was in flight comes first."""

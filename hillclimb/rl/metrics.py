@@ -90,6 +90,10 @@ class Update:
         """Of all rollouts."""
         return share([kept.rollout.truncated for kept in self.kept])
 
+    def carried(self) -> Row:
+        """What the newest update with rollouts tells of them; nothing before the first one."""
+        return self.columns() if self.kept else self.before
+
     def columns(self) -> Row:
         """The columns that all rows of the update repeat."""
         parts = [kept.parts for kept in self.kept if kept.parts is not None]

@@ -35,7 +35,7 @@ class Source(Protocol):
         """The share of the time since the last call in which nothing was drawn, by design."""
 
     def state(self) -> dict[str, Any]:
-        """JSON: how many prompts were `taken` of each specialist, and which are `in_flight`."""
+        """JSON: prompts `taken` of each specialist and `in_flight`, `columns` of rows to repeat."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
@@ -57,7 +57,7 @@ class Turns:
         seed: int,
     ) -> None:
         self.config, self.worker, self.problems, self.seed = config, worker, problems, seed
-        self.queue, self.buffer, self.version = queue, buffer, 0
+        self.queue, self.buffer, self.version, self.found = queue, buffer, 0, Update()
         self._asked, self._drawing = time.perf_counter(), 0.0
 
     def begin(self, version: int) -> Update:
@@ -65,12 +65,13 @@ class Turns:
         started = time.perf_counter()
         self.version = version
         wanted = self.config["staleness"]["steps_per_update"] * self.config["batch_groups"]
-        found, draws = Update(), 0
+        found, draws = Update(before=self.found.carried()), 0
         found.groups["stale"] = self.buffer.drop_stale(version)
         while len(self.buffer.groups) < wanted and self._may_draw(found, draws):
             self._draw(found, draws)
             draws += 1
         self._drawing += time.perf_counter() - started
+        self.found = found
         return found
 
     def batches(self, prepare: Prepare) -> Iterator[list[Group]]:
@@ -91,11 +92,13 @@ class Turns:
 
     def state(self) -> dict[str, Any]:
         """How many prompts were taken: between updates none is in flight."""
-        return {"taken": dict(self.queue.taken), "in_flight": []}
+        taken, columns = dict(self.queue.taken), self.found.carried()
+        return {"taken": taken, "in_flight": [], "columns": columns}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.queue.taken = dict(state["taken"])
+        self.found = Update(before=state["columns"])
 
     def close(self) -> None:
         """Nothing goes on by itself."""

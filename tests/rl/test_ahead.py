@@ -50,24 +50,36 @@ SAYS = pool(*range(0, 12, 2))
 
 
 class Held(Parrot):
-    """A parrot that is silent on one question until its weights are of a version, or for ever."""
+    """A parrot that is silent on one question for so many versions of its weights, or for ever."""
 
-    def __init__(self, learner: Learner, tokenizer: TextTokenizer, until: int | None) -> None:
+    def __init__(self, learner: Learner, tokenizer: TextTokenizer, versions: int | None) -> None:
         super().__init__(own_network(learner), tokenizer, SAYS)
-        self.until, self.released = until, threading.Event()
+        self.versions = versions
+        self.first: int | None = None
+        self.interrupts, self.changed = 0, threading.Condition()
 
     def interrupt(self) -> None:
-        self.released.set()
+        with self.changed:
+            self.interrupts += 1
+            self.changed.notify_all()
 
     def generate(
         self, prompts: Sequence[list[int]], params: SamplingParams, seed: int
     ) -> list[Completion]:
-        done, held = super().generate(prompts, params, seed), self._is_held(prompts[0])
-        if held and (self.until is None or self.version < self.until):
-            self.released.clear()
-            self.released.wait()
+        before = self.interrupts
+        done = super().generate(prompts, params, seed)
+        if self._is_held(prompts[0]) and self._is_silent():
+            with self.changed:
+                self.changed.wait_for(lambda: self.interrupts > before)
             return [self._begun(completion) for completion in done]
         return done
+
+    def _is_silent(self) -> bool:
+        if self.versions is None:
+            return True
+        if self.first is None:
+            self.first = self.version
+        return self.version < self.first + self.versions
 
     def _is_held(self, prompt: list[int]) -> bool:
         return "what 0x\n" in self.tokenizer.decode(prompt)
@@ -222,10 +234,10 @@ def test_the_learner_does_not_wait_for_the_slowest_rollout(
 def test_a_group_that_took_too_long_is_dropped_and_one_that_did_not_has_several_versions(
     learner: Learner, tokenizer: TextTokenizer, graders: Graders
 ) -> None:
-    for until, stale in ((1, False), (3, True)):
+    for versions, stale in ((1, False), (3, True)):
         staleness = {"steps_per_update": 1, "ahead": 1, "max_updates": 1}
         choices = {**SHAPE, "staleness": staleness, "prompts_per_update": 2}
-        climb = make_climb(learner, Held(learner, tokenizer, until), graders, {}, **choices)
+        climb = make_climb(learner, Held(learner, tokenizer, versions), graders, {}, **choices)
         updates = [kept for _, kept in climb.run()]
         held = [k for kept in updates for k in kept if k.rollout.problem.id == "0x"]
         assert held

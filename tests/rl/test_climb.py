@@ -15,7 +15,9 @@ from climb_support import (
     MIXED,
     RIGHT,
     WRONG,
+    Parrot,
     climbed,
+    make_climb,
     make_learner,
     make_tokenizer,
     pool,
@@ -23,6 +25,7 @@ from climb_support import (
 
 from hillclimb.model.tokenizer import TextTokenizer
 from hillclimb.rl.alarms import alarms
+from hillclimb.rl.grading import Graders
 from hillclimb.rl.turns import Turns
 from hillclimb.training import runtime
 from hillclimb.training.learner import Learner
@@ -121,6 +124,24 @@ def test_limited_draws_learn_from_what_there_is(learner: Learner, tokenizer: Tex
     climb, updates = climbed(learner, tokenizer, pool(1, 4, 9), draws_per_update=4, **STEPS)
     assert min(row["groups_learned"] for row in climb.rows) == 1
     assert max(len({k.group for k in kept}) for kept in updates) == 4
+
+
+def test_an_update_that_draws_nothing_repeats_what_the_last_rollouts_told(
+    learner: Learner, tokenizer: TextTokenizer
+) -> None:
+    choices = {**STEPS, "prompts_per_update": 4, "stop": {"max_mismatch": 1.0}}
+    parrot = Parrot(learner.model, tokenizer, pool(*range(12)))
+    with Graders() as graders:
+        climb, again = (make_climb(learner, parrot, graders, {}, **choices) for _ in range(2))
+        updates = climb.run()
+        next(updates)
+        again.restore(*climb.state())
+        for going_on in (updates, again.run()):
+            (row,), kept = next(going_on)
+            assert not kept
+            assert row["sampled_tokens"] == 0
+            assert (row["pass_rate"], row["reward_task"]) == (0.5, 0.5)
+            assert row["response_tokens"] > 0
 
 
 def test_draws_of_all_updates_have_seeds_of_their_own(
