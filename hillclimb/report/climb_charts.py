@@ -40,6 +40,8 @@ def climb_charts(
         "standstill, because the buffer is full or because the learner has its turn."
     )
 
+    beside = "Seconds of work: samplers ahead of the learner are many, and theirs are added up."
+
     def chart(title: str, panels: list[Panel], caption: str = "", *signals: str) -> Chart:
         marks = [*line.marks(), *raised(*signals)]
         return Chart(title, panels, AXIS, marks, caption=caption)
@@ -56,7 +58,7 @@ def climb_charts(
         chart("Canaries, and judge against verifier", _doubts(line, recipe), doubt,
               "reward_hack", "disagreement"),
         chart("Gradient norm and router balance", _health(line, tone), "", "gradient"),
-        chart("Time an update", _seconds(line, tone)),
+        chart("Time an update", _seconds(line, tone), beside if recipe.staleness.ahead else ""),
         chart("Waiting, and tokens a second", _waiting(line, tone), idle),
     ]  # fmt: skip
 

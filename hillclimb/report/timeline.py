@@ -77,7 +77,7 @@ class Timeline:
     def stack(self, keys: Sequence[tuple[str, str, int]], total: bool) -> list[Series]:
         """Several metrics that add up, one value a weight update.
 
-        The rows of an update repeat its counts; with `total` they hold shares to be summed.
+        A row counts what its update has brought so far; with `total` rows hold shares to be summed.
         """
         xs: list[float] = []
         updates: list[list[Row]] = []
@@ -90,7 +90,7 @@ class Timeline:
                     updates.append([])
                 updates[-1].append(row)
         return [
-            Series(name, xs, [_added(rows if total else rows[:1], key) for rows in updates], tone)
+            Series(name, xs, [_added(rows if total else rows[-1:], key) for rows in updates], tone)
             for key, name, tone in keys
         ]
 

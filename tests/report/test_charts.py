@@ -15,6 +15,7 @@ from hillclimb.report.charts import describe, draw
 from hillclimb.report.figure import Chart, Mark, Panel, Scale, Series
 from hillclimb.report.markup import Markup, duration, si, table
 from hillclimb.report.scale import nice_ticks, smooth, thin, tick_text
+from hillclimb.report.timeline import Round, Timeline
 
 NUMBERS = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -138,3 +139,14 @@ def test_tables_escape_what_they_show() -> None:
     page = table(["a"], [["<b>"], [Markup("<i>x</i>")]], "C")
     assert "&lt;b&gt;" in page
     assert "<i>x</i>" in page
+
+
+def test_an_updates_counts_are_those_of_its_last_row_and_its_seconds_those_of_all() -> None:
+    told = [(1, 0, 16, 2.0), (2, 0, 32, 1.0), (3, 1, 8, 0.5)]
+    keys = ("step", "update", "groups_kept", "seconds_learning")
+    rows = [dict(zip(keys, values, strict=True)) for values in told]
+    line = Timeline("stem", [Round("stem/round_0/climb", 0, rows, 0.0)])
+    (kept,) = line.stack((("groups_kept", "kept", 1),), total=False)
+    (seconds,) = line.stack((("seconds_learning", "learning", 1),), total=True)
+    assert (kept.xs, kept.ys) == ([0.0, 2.0], [32, 8])
+    assert seconds.ys == [3.0, 0.5]
