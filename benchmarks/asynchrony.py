@@ -30,6 +30,7 @@ from hillclimb.rl.climb import Climb
 from hillclimb.rl.grading import Graders
 from hillclimb.rl.rollouts import Sampler
 from hillclimb.rollout.engine import Completion, SamplingParams
+from hillclimb.rollout.nuclei import Nuclei
 
 SLOTS, TOKEN, MEAN, LONGEST = 64, 0.01, 60, 240
 STEPS_PER_UPDATE, PROMPTS = 2, 16
@@ -104,9 +105,9 @@ class SlotEngine:
         return Plan(self.filler * max(1, length) + answer)
 
     def _completion(self, tokens: list[int], ended: bool, version: int) -> Completion:
-        bits = np.full((len(tokens), (self.tokenizer.vocab_size + 7) // 8), 255, np.uint8)
         finish = "stop" if ended else "interrupted"
-        return Completion(tokens, np.zeros(len(tokens), np.float32), bits, finish, version)
+        zeros = np.zeros(len(tokens), np.float32)
+        return Completion(tokens, zeros, Nuclei.free(len(tokens)), finish, version)
 
     def _draw(self) -> None:
         last = time.perf_counter()

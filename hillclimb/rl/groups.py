@@ -14,8 +14,9 @@ from hillclimb.rewards.language import language_reward
 from hillclimb.rewards.length import length_penalty
 from hillclimb.rl.objective import advantages
 from hillclimb.rl.rollouts import Rollout
+from hillclimb.rollout.nuclei import Nuclei
 
-_ARRAYS = ("prompt", "tokens", "logprobs", "nucleus", "versions", "routes")
+_ARRAYS = ("prompt", "tokens", "logprobs", "versions", "routes")
 
 
 def no_routes() -> np.ndarray:
@@ -31,7 +32,7 @@ class Sample:
         prompt, tokens: token ids, int32.
         drawn: which of `tokens` the policy drew, bool (T,).
         logprobs: the sampler's, float32 (T,).
-        nucleus: packed masks, uint8 (T, ceil(V/8)).
+        nucleus: what the sampler could draw.
         versions: the weights that drew each token, int32 (T,); empty where nobody asks.
         routes: the experts of the first rows of prompt and tokens, uint16
             (rows, MoE layers, top_k); the other rows are routed freely.
@@ -45,7 +46,7 @@ class Sample:
     tokens: np.ndarray
     drawn: np.ndarray
     logprobs: np.ndarray
-    nucleus: np.ndarray
+    nucleus: Nuclei
     advantage: float | np.ndarray
     versions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     routes: np.ndarray = field(default_factory=no_routes)
@@ -113,7 +114,7 @@ def sample_of(rollout: Rollout, advantage: float) -> Sample:
         np.asarray(rollout.tokens, np.int32),
         np.asarray(rollout.drawn, bool),
         np.concatenate(rollout.logprobs).astype(np.float32),
-        np.concatenate(rollout.nucleus),
+        Nuclei.joined(rollout.nucleus),
         advantage,
         np.concatenate(rollout.versions),
         np.concatenate(rollout.routes) if rollout.routes else no_routes(),
@@ -161,6 +162,8 @@ class Buffer:
                 for name in _ARRAYS:
                     arrays[f"{g}.{s}.{name}"] = np.ascontiguousarray(getattr(sample, name))
                 arrays[f"{g}.{s}.drawn"] = sample.drawn.astype(np.uint8)
+                arrays[f"{g}.{s}.nucleus_counts"] = sample.nucleus.counts
+                arrays[f"{g}.{s}.nucleus_ids"] = sample.nucleus.ids
         return arrays, meta
 
     @classmethod
@@ -173,6 +176,9 @@ class Buffer:
             samples = tuple(
                 Sample(
                     drawn=arrays[f"{g}.{s}.drawn"].astype(bool),
+                    nucleus=Nuclei(
+                        arrays[f"{g}.{s}.nucleus_counts"], arrays[f"{g}.{s}.nucleus_ids"]
+                    ),
                     advantage=advantage,
                     number=number,
                     **{name: arrays[f"{g}.{s}.{name}"] for name in _ARRAYS},

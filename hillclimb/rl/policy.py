@@ -28,7 +28,8 @@ from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.model.routes import for_model, recorded
 from hillclimb.rl.groups import Sample
 from hillclimb.rl.objective import DrawnTokens, Objective, policy_objective
-from hillclimb.rollout.sampling import unpack_mask
+from hillclimb.rollout.nuclei import Nuclei
+from hillclimb.rollout.sampling import mask_of
 
 ROW = 1024
 
@@ -52,7 +53,7 @@ class PolicyBatch:
         positions: (N, 2) row and column of the logits that predict each drawn token.
         targets: of the N drawn tokens.
         drawn: what is known of them.
-        kept: uint8 (N, ceil(V/8)), packed: what the sampler could draw; None where it is not
+        kept: `Nuclei.pairs` of what the sampler could draw, int32 (2, M); None where it is not
             replayed.
         routes: int16 (B, T, MoE layers, top_k), -1 where free; None where all are.
     """
@@ -156,13 +157,14 @@ def _batch(
         old.append(engine[-1] if sample.old is None else torch.from_numpy(sample.old))
         weights.append(torch.from_numpy(np.full(len(columns), sample.advantage, np.float32)))
         if nucleus:
-            kept.append(torch.from_numpy(sample.nucleus[sample.drawn]))
+            kept.append(sample.nucleus[sample.drawn])
     drawn = DrawnTokens(
         torch.cat(engine), torch.cat(old), torch.cat(weights), torch.cat(owners), len(places)
     )
     return PolicyBatch(
         tuple(places), tokens, segments, torch.cat(positions), torch.cat(targets), drawn,
-        torch.cat(kept) if kept else None, _routes(samples, places, shape),
+        torch.from_numpy(Nuclei.joined(kept).pairs()) if nucleus else None,
+        _routes(samples, places, shape),
     )  # fmt: skip
 
 
@@ -187,7 +189,7 @@ def drawn_logprobs(model: Any, batch: PolicyBatch, temperature: float) -> Tensor
     picked = hidden[batch.positions[:, 0], batch.positions[:, 1]]
     logits = core.logits(picked) / temperature
     if batch.kept is not None:
-        logits = logits.masked_fill(~unpack_mask(batch.kept, logits.shape[1]), -torch.inf)
+        logits = logits.masked_fill(~mask_of(batch.kept, *logits.shape), -torch.inf)
     return logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
 
 

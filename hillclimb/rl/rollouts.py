@@ -17,6 +17,7 @@ from hillclimb.environments.templates import STOP_TOKENS, Template, render
 from hillclimb.model.tokenizer import TextTokenizer
 from hillclimb.rewards.graded import Graded
 from hillclimb.rollout.engine import Completion, RolloutEngine, SamplingParams, cut
+from hillclimb.rollout.nuclei import Nuclei
 
 LIVE_SANDBOXES = 64
 ENVIRONMENT_THREADS = 4
@@ -31,7 +32,7 @@ class Rollout:
         tokens: everything after the prompt, observations included (T tokens).
         drawn: which of them the policy drew, bool (T,).
         logprobs: the sampler's log-probabilities, 0 for observations, float32 (T,).
-        nucleus: packed masks of what could be drawn, uint8 (T, ceil(V/8)).
+        nucleus: what could be drawn; any token, for observations.
         version: weights of the first turn.
         versions: the weights that drew each token, int32 (T,); an observation has those of the
             turn before it.
@@ -47,7 +48,7 @@ class Rollout:
     tokens: list[int] = field(default_factory=list)
     drawn: list[bool] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
-    nucleus: list[np.ndarray] = field(default_factory=list)
+    nucleus: list[Nuclei] = field(default_factory=list)
     versions: list[np.ndarray] = field(default_factory=list)
     routes: list[np.ndarray] = field(default_factory=list)
     finish: str = "stop"
@@ -77,15 +78,13 @@ class Rollout:
 
     def observe(self, tokens: list[int]) -> None:
         """Append an observation."""
-        width = self.nucleus[-1].shape[1]
         self._append(
-            tokens, False, np.zeros(len(tokens), np.float32),
-            np.zeros((len(tokens) if len(self.nucleus[-1]) else 0, width), np.uint8),
+            tokens, False, np.zeros(len(tokens), np.float32), Nuclei.free(len(tokens)),
             int(self.versions[-1][-1]),
         )  # fmt: skip
 
     def _append(
-        self, tokens: list[int], drawn: bool, logprobs: np.ndarray, nucleus: np.ndarray,
+        self, tokens: list[int], drawn: bool, logprobs: np.ndarray, nucleus: Nuclei,
         version: int,
     ) -> None:  # fmt: skip
         self.tokens += tokens

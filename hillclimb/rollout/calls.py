@@ -32,11 +32,11 @@ class Call:
         """Whether all is drawn, or will never be."""
         return self.error is not None or len(self.found) == len(self.asks)
 
-    def interrupt(self, vocabulary: int) -> None:
+    def interrupt(self) -> None:
         """What waits is not begun any more."""
         while self.waiting:
             index = self.waiting.popleft()
-            one = undrawn(self.weights.version, vocabulary)
+            one = undrawn(self.weights.version)
             self.found[index] = [one] * len(self.asks[index].prompts)
 
 

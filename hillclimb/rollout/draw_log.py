@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hillclimb.rollout.nuclei import Nuclei, gather
+
 CHUNK = 256
 GROWTH = 1 << 16
-GROWTH_BYTES = 1 << 26
 
 
 class DrawLog:
-    """Uniform numbers to draw with, and masks and log-probabilities of what was drawn.
+    """Uniform numbers to draw with, and nuclei and log-probabilities of what was drawn.
 
     A request has a slot from `open` to `take`. Each place of its answer has one uniform number,
     which its seed decides, and one row of the store; a place that is drawn again (the first tokens
-    of a long prompt, requests that lost their memory) gets the same number and the same row.
+    of a long prompt, requests that lost their memory) gets the same number and the same row. A
+    nucleus comes from the device as bits, and is kept as its tokens: few of a large vocabulary.
 
     Args:
         vocabulary: tokens in a mask.
@@ -35,7 +37,7 @@ class DrawLog:
     def __init__(
         self, vocabulary: int, context: int, batch: int, device: torch.device, pinned: bool
     ) -> None:
-        self._width = (vocabulary + 7) // 8
+        width = (vocabulary + 63) // 64 * 8
         self._device = device
         self._slots: dict[str, int] = {}
         self._seeds: list[int | None] = []
@@ -44,13 +46,14 @@ class DrawLog:
         self._uniforms = np.empty((0, CHUNK))
         self._rows = np.empty((0, context + 1), np.int32)
         self._free: list[int] = []
-        self._masks = np.empty((0, self._width), np.uint8)
         self._logprobs = np.empty(0, np.float32)
+        self._counts, self._starts = np.empty(0, np.int32), np.empty(0, np.int64)
+        self._ids, self._end, self._live = np.empty(0, np.int32), 0, 0
         self._bits = 2 ** torch.arange(7, -1, -1, device=device).to(torch.uint8)
-        self._stages = [_Stage(batch, self._width, device, pinned) for _ in range(2)]
+        self._stages = [_Stage(batch, width, device, pinned) for _ in range(2)]
 
     def open(self, name: str, seed: int | None) -> int:
-        """The slot of a request; without a seed it takes the likeliest tokens, and has no masks."""
+        """The slot of a request; without a seed it takes the likeliest tokens."""
         slot = self._slots.get(name)
         if slot is None:
             if not self._spare:
@@ -80,29 +83,30 @@ class DrawLog:
         self._stages.reverse()
         self._flush(self._stages[0])
 
-    def take(
-        self, names: Sequence[str], lengths: Sequence[int]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Forget requests; returns the masks, uint8 (T, ceil(V/8)), and log-probabilities, (T,)."""
+    def take(self, names: Sequence[str], lengths: Sequence[int]) -> list[tuple[Nuclei, np.ndarray]]:
+        """Forget requests; returns the nuclei and log-probabilities of their T tokens."""
         for stage in self._stages:
             self._flush(stage)
         return [self._take(name, length) for name, length in zip(names, lengths, strict=True)]
 
-    def _take(self, name: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def _take(self, name: str, length: int) -> tuple[Nuclei, np.ndarray]:
         slot = self._slots.pop(name, None)
         if slot is None:
-            return self._masks[:0].copy(), self._logprobs[:0].copy()
+            return Nuclei.free(0), self._logprobs[:0].copy()
         rows = self._rows[slot, :length]
         assert (rows >= 0).all()
-        masks = self._masks[rows if self._seeds[slot] is not None else rows[:0]]
+        counts = self._counts[rows]
+        nuclei = Nuclei(counts, gather(self._ids, self._starts[rows], counts))
         every = self._rows[slot]
-        self._free.extend(every[every >= 0].tolist())
+        every = every[every >= 0]
+        self._forget(every)
+        self._free.extend(every.tolist())
         self._spare.append(slot)
-        return masks, self._logprobs[rows]
+        return nuclei, self._logprobs[rows]
 
     def _packed(self, kept_BV: Tensor) -> Tensor:
-        """`sampling.pack_mask` on the tensor's own device: bits, the highest first."""
-        padded = torch.nn.functional.pad(kept_BV, (0, -kept_BV.shape[1] % 8))
+        """The mask as bits, the highest first, in words of 64, on its own device."""
+        padded = torch.nn.functional.pad(kept_BV, (0, -kept_BV.shape[1] % 64))
         return (padded.unflatten(1, (-1, 8)) * self._bits).sum(-1, dtype=torch.uint8)
 
     def _flush(self, stage: _Stage) -> None:
@@ -117,15 +121,40 @@ class DrawLog:
         rows[fresh] = self._new_rows(len(fresh))
         self._rows[slots, places] = rows
         self._logprobs[rows] = stage.logprobs.numpy()[: len(rows)]
+        self._forget(rows)
         if masked:
-            self._masks[rows] = stage.masks.numpy()[: len(rows)]
+            self._keep(rows, Nuclei.of_bits(stage.masks.numpy()[: len(rows)]))
+
+    def _forget(self, rows: np.ndarray) -> None:
+        """Let go of the nuclei of some rows."""
+        self._live -= int(self._counts[rows].sum())
+        self._counts[rows] = 0
+
+    def _keep(self, rows: np.ndarray, nuclei: Nuclei) -> None:
+        if self._end + len(nuclei.ids) > len(self._ids):
+            self._make_room(len(nuclei.ids))
+        self._counts[rows] = nuclei.counts
+        self._starts[rows] = self._end + nuclei.counts.cumsum() - nuclei.counts
+        end = self._end + len(nuclei.ids)
+        self._ids[self._end : end] = nuclei.ids
+        self._end, self._live = end, self._live + len(nuclei.ids)
+
+    def _make_room(self, count: int) -> None:
+        """Move what is alive to the front of a store with as much room again."""
+        alive = np.flatnonzero(self._counts)
+        counts = self._counts[alive]
+        ids = np.empty(2 * (self._live + count) + GROWTH, np.int32)
+        ids[: self._live] = gather(self._ids, self._starts[alive], counts)
+        self._starts[alive] = counts.cumsum() - counts
+        self._ids, self._end = ids, self._live
 
     def _new_rows(self, count: int) -> list[int]:
         if count > len(self._free):
-            start = len(self._masks)
-            stop = start + max(count, min(GROWTH, GROWTH_BYTES // self._width))
-            self._masks.resize((stop, self._width), refcheck=False)
+            start = len(self._logprobs)
+            stop = start + max(count, GROWTH)
             self._logprobs.resize(stop, refcheck=False)
+            self._counts.resize(stop, refcheck=False)
+            self._starts.resize(stop, refcheck=False)
             self._free.extend(range(stop - 1, start - 1, -1))
         left = len(self._free) - count
         rows = self._free[left:]

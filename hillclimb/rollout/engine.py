@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 from torch import Tensor
 
+from hillclimb.rollout.nuclei import Nuclei
+
 BATCH_ROWS = 512
 Finish = Literal["stop", "length", "interrupted"]
 
@@ -37,8 +39,7 @@ class Completion:
         tokens: what was drawn, the stop token included.
         logprobs: log-probability of each token under the distribution it was drawn from
             (after temperature and nucleus), float32 (T,).
-        nucleus: which tokens could be drawn at each position, packed bits, uint8 (T, ceil(V/8));
-            empty for greedy answers.
+        nucleus: which tokens could be drawn at each position; any, for greedy answers.
         finish: `stop` at a stop token, `length` at the limit, `interrupted` where the engine was
             told to stop before either; `tokens` may then be empty.
         version: version of the weights.
@@ -49,7 +50,7 @@ class Completion:
 
     tokens: list[int]
     logprobs: np.ndarray
-    nucleus: np.ndarray
+    nucleus: Nuclei
     finish: Finish
     version: int
     routes: np.ndarray | None = None
@@ -126,7 +127,6 @@ def cut(done: Completion, room: int) -> Completion:
     )  # fmt: skip
 
 
-def undrawn(version: int, vocabulary: int) -> Completion:
+def undrawn(version: int) -> Completion:
     """What an interrupt leaves of a completion that was not begun."""
-    nucleus = np.zeros((0, (vocabulary + 7) // 8), np.uint8)
-    return Completion([], np.zeros(0, np.float32), nucleus, "interrupted", version)
+    return Completion([], np.zeros(0, np.float32), Nuclei.free(0), "interrupted", version)

@@ -75,7 +75,6 @@ class RemoteEngine:
             raise ValueError("there are no rollout servers to ask")
         self._patience, self._rows, self._log = patience, rows, log
         self._weights = Weights.of(unshared(model.state_dict()), 0)
-        self._vocabulary = model.config.vocab_size
         self._replicas = self._slots(urls, silence)
         self._changed = threading.Condition()
         self._calls: list[Call] = []
@@ -138,7 +137,7 @@ class RemoteEngine:
         """
         with self._changed:
             for call in self._calls:
-                call.interrupt(self._vocabulary)
+                call.interrupt()
             for replica in {replica.url: replica for replica in self._busy}.values():
                 threading.Thread(target=replica.interrupt, daemon=True).start()
             self._changed.notify_all()
@@ -191,7 +190,7 @@ class RemoteEngine:
         with self._changed:
             for call in self._calls:
                 if call.weights is not self._weights:
-                    call.interrupt(self._vocabulary)
+                    call.interrupt()
                     self._changed.notify_all()
             taken = self._choose()
             if taken:

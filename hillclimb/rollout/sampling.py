@@ -78,12 +78,11 @@ def draw_at(
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0], kept
 
 
-def pack_mask(mask: Tensor) -> np.ndarray:
-    """Bool (…, V) to packed bits (…, ceil(V/8))."""
-    return np.packbits(mask.numpy(), axis=-1)
-
-
-def unpack_mask(packed: Tensor, vocab: int) -> Tensor:
-    """Packed bits (…, ceil(V/8)), uint8, to bool (…, V), on their device."""
-    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
-    return ((packed[..., None] >> shifts) & 1).flatten(-2)[..., :vocab].bool()
+def mask_of(pairs_2M: Tensor, places: int, vocabulary: int) -> Tensor:
+    """Bool (places, V), on their device: `Nuclei.pairs` as a mask; all of a place without any."""
+    rows_M, ids_M = pairs_2M.long()
+    mask = torch.zeros(places, vocabulary, dtype=torch.bool, device=pairs_2M.device)
+    mask[rows_M, ids_M] = True
+    free = torch.ones(places, 1, dtype=torch.bool, device=pairs_2M.device)
+    free[rows_M] = False
+    return mask | free

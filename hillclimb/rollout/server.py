@@ -150,7 +150,7 @@ class RolloutServer(ThreadingHTTPServer):
         """
         self.require(ask)
         if interrupts != self.interrupts:
-            return pack([undrawn(self.holds[0], self._vocabulary)] * len(ask.prompts))
+            return pack([undrawn(self.holds[0])] * len(ask.prompts))
         started = time.perf_counter()
         done = self._engine.generate(ask.prompts, ask.params, ask.seed)
         tokens, seconds = sum(len(c.tokens) for c in done), time.perf_counter() - started

@@ -11,8 +11,11 @@ from torch import Tensor
 from hillclimb.model.attention import KVCache
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import BATCH_ROWS, Completion, SamplingParams, batches
+from hillclimb.rollout.nuclei import Nuclei
 from hillclimb.rollout.route_log import RouteLog
-from hillclimb.rollout.sampling import draw, pack_mask
+from hillclimb.rollout.sampling import draw
+
+Step = tuple[Tensor, Tensor, Tensor, Nuclei]
 
 
 class TorchEngine:
@@ -84,12 +87,11 @@ class TorchEngine:
         cache, logits, starts = self._prefill(prompts, params.max_tokens, routes)
         rows = torch.arange(len(prompts))
         stops = torch.tensor(params.stop, dtype=torch.long)
-        steps: list[tuple[Tensor, Tensor, Tensor, np.ndarray]] = []
+        steps: list[Step] = []
         alive = torch.ones(len(prompts), dtype=torch.bool)
         for step in range(params.max_tokens):
             tokens, logprobs, kept = self._choose(logits, params, generator)
-            packed = np.empty((0, 0), np.uint8) if params.greedy else pack_mask(kept)
-            steps.append((rows, tokens, logprobs, packed))
+            steps.append((rows, tokens, logprobs, kept))
             alive &= ~torch.isin(tokens, stops)
             if step + 1 == params.max_tokens or not bool(alive.any()):
                 break
@@ -116,11 +118,13 @@ class TorchEngine:
     @staticmethod
     def _choose(
         logits: Tensor, params: SamplingParams, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Nuclei]:
         if params.greedy:
             best = logits.log_softmax(-1).max(-1)
-            return best.indices, best.values, torch.empty(0, dtype=torch.bool)
-        return draw(logits, params.temperature, params.top_p, generator)
+            return best.indices, best.values, Nuclei.free(len(logits))
+        tokens, logprobs, kept = draw(logits, params.temperature, params.top_p, generator)
+        whole = params.top_p >= 1.0
+        return tokens, logprobs, Nuclei.free(len(kept)) if whole else Nuclei.of_mask(kept.numpy())
 
     def _prefill(
         self, prompts: Sequence[list[int]], room: int, routes: RouteLog
@@ -140,22 +144,13 @@ class TorchEngine:
         routes.began(owner, starts)
         return cache.select(owner), logits[owner], starts[owner]
 
-    def _collect(
-        self,
-        steps: list[tuple[Tensor, Tensor, Tensor, np.ndarray]],
-        count: int,
-        params: SamplingParams,
-    ) -> list[Completion]:
+    def _collect(self, steps: list[Step], count: int, params: SamplingParams) -> list[Completion]:
         length = len(steps)
         tokens = np.full((count, length), -1, np.int64)
         logprobs = np.zeros((count, length), np.float32)
-        bits = (self.model.config.vocab_size + 7) // 8
-        nucleus = np.zeros((count, 0 if params.greedy else length, bits), np.uint8)
-        for step, (rows, drawn, chances, packed) in enumerate(steps):
+        for step, (rows, drawn, chances, _) in enumerate(steps):
             index = rows.numpy()
             tokens[index, step], logprobs[index, step] = drawn.numpy(), chances.numpy()
-            if not params.greedy:
-                nucleus[index, step] = packed
         ends = np.isin(tokens, params.stop)
         after = ends.argmax(1) + 1 if length else 0
         sizes = np.where(ends.any(1), after, (tokens >= 0).sum(1))
@@ -163,9 +158,16 @@ class TorchEngine:
             Completion(
                 tokens[i, :n].tolist(),
                 logprobs[i, :n].copy(),
-                nucleus[i, :n].copy(),
+                kept[:n],
                 "stop" if ends[i].any() else "length" if n == params.max_tokens else "interrupted",
                 self._version,
             )
-            for i, n in enumerate(sizes)
+            for i, (n, kept) in enumerate(zip(sizes, _by_row(steps, count), strict=True))
         ]
+
+
+def _by_row(steps: list[Step], count: int) -> list[Nuclei]:
+    """The nuclei of each row, in the order of its steps."""
+    rows = np.concatenate([np.zeros(0, np.int64), *(rows.numpy() for rows, *_ in steps)])
+    kept = Nuclei.joined([kept for *_, kept in steps])
+    return kept[rows.argsort(kind="stable")].split(np.bincount(rows, minlength=count).cumsum())

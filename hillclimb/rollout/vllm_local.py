@@ -22,6 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.rollout.engine import Completion, SamplingParams, undrawn
+from hillclimb.rollout.nuclei import Nuclei
 from hillclimb.rollout.soundness import PROMPT_TOKENS, fixed_prompt, require_sound
 from hillclimb.rollout.vllm_model import MaiForCausalLM
 from hillclimb.rollout.vllm_plugin import ARCHITECTURE, register
@@ -235,18 +236,18 @@ class LocalVllm:
         lengths = [len(output.token_ids) for output in outputs]
         drawn = self._llm.collective_rpc("hillclimb_drawn", args=(call.names, lengths))[0]
         return [
-            self._completion(output, mask, logprobs, call.params)
-            for output, (mask, logprobs) in zip(outputs, drawn, strict=True)
+            self._completion(output, nucleus, logprobs, call.params)
+            for output, (nucleus, logprobs) in zip(outputs, drawn, strict=True)
         ]
 
     def _completion(
-        self, output: Any, mask: np.ndarray, logprobs: np.ndarray, params: SamplingParams
+        self, output: Any, nucleus: Nuclei, logprobs: np.ndarray, params: SamplingParams
     ) -> Completion:
         finish = output.finish_reason if output.finish_reason in ("stop", "length") else None
         return Completion(
             list(output.token_ids),
             logprobs,
-            mask,
+            nucleus,
             finish or "interrupted",
             self._version,
             self._routes(output) if params.routes else None,
@@ -261,7 +262,7 @@ class LocalVllm:
         return np.ascontiguousarray(every[:, layers], np.uint16)
 
     def _nothing(self, finish: Any) -> Completion:
-        return replace(undrawn(self._version, self._config.vocab_size), finish=finish)
+        return replace(undrawn(self._version), finish=finish)
 
     def _check(self) -> None:
         """Hold the engine against the network on a fixed prompt."""

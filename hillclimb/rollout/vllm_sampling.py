@@ -21,6 +21,7 @@ from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from hillclimb.rollout.draw_log import DrawLog
+from hillclimb.rollout.nuclei import Nuclei
 from hillclimb.rollout.sampling import draw_at
 
 DRAW = "hillclimb_draw"
@@ -96,6 +97,8 @@ class Drawer(LogitsProcessor):
         if rows and self._manner is None:
             self._columns = torch.tensor(manners, device=self._device).T.unsqueeze(-1)
         whole = order == list(range(len(order)))
+        self._whole = all(top_p >= 1.0 for _, top_p in manners)
+        self._limited = self._columns[1] < 1.0 if rows else True
         self._index = self._every[: len(order)] if whole else torch.tensor(order).to(self._device)
         self._last = order[-1] + 1 if whole and order else None
 
@@ -112,6 +115,7 @@ class Drawer(LogitsProcessor):
         else:
             uniforms = self.log.uniforms(self._slots, places)
             tokens, logprobs, kept = draw_at(uniforms, picked, *self._columns)
+            kept = None if self._whole else kept & self._limited
         self.log.put(self._slots, places, logprobs, kept)
         return logits.index_put_((self._index, tokens), self._peak)
 
@@ -123,7 +127,7 @@ class Worker:
 
     def hillclimb_drawn(
         self, requests: Sequence[str], lengths: Sequence[int]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    ) -> list[tuple[Nuclei, np.ndarray]]:
         """See `DrawLog.take`."""
         assert Drawer.running is not None
         return Drawer.running.log.take(requests, lengths)

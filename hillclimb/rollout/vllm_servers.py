@@ -27,7 +27,6 @@ class Slot(Replica):
     Args:
         sending: held by whoever sends; the same for all of a server.
         draws: whether a batch for these weights is still to be drawn.
-        vocabulary: tokens of the network.
     """
 
     def __init__(
@@ -36,10 +35,9 @@ class Slot(Replica):
         silence: float,
         sending: threading.RLock,
         draws: Callable[[Weights], bool],
-        vocabulary: int,
     ) -> None:
         super().__init__(url, silence)
-        self.sending, self._draws, self._vocabulary = sending, draws, vocabulary
+        self.sending, self._draws = sending, draws
 
     def draw(self, ask: Ask, weights: Weights) -> list[Completion]:
         """See `Replica.draw`."""
@@ -52,7 +50,7 @@ class Slot(Replica):
         except Away as away:
             if not self._draws(weights):
                 self.misses, self.asleep_until = 0, 0.0
-                return [undrawn(weights.version, self._vocabulary)] * len(ask.prompts)
+                return [undrawn(weights.version)] * len(ask.prompts)
             if not ready:
                 self._missed(away)
             raise
@@ -94,8 +92,7 @@ class VllmServers(RemoteEngine):
 
     def _slots(self, urls: Sequence[str], silence: float) -> list[Replica]:
         sending: dict[str, threading.RLock] = defaultdict(threading.RLock)
-        vocabulary = self._vocabulary
-        return [Slot(url, silence, sending[url], self._draws, vocabulary) for url in urls]
+        return [Slot(url, silence, sending[url], self._draws) for url in urls]
 
     def _draws(self, weights: Weights) -> bool:
         return weights is self._weights

@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hillclimb.rollout.engine import BATCH_ROWS, Batch, Completion, Finish, SamplingParams
+from hillclimb.rollout.nuclei import Nuclei
 
 Token = Annotated[int, Field(ge=0)]
 Prompt = Annotated[list[Token], Field(min_length=1)]
@@ -89,12 +90,14 @@ def pack(completions: Sequence[Completion]) -> bytes:
     none = np.zeros((0, 0, 0), np.uint16)
     routes = [none if c.routes is None else c.routes for c in completions]
     told = [part for part in routes if part.size]
+    nucleus = Nuclei.joined([c.nucleus for c in completions])
     return save(
         {
             "lengths": np.array([len(c.tokens) for c in completions], np.int64),
             "tokens": np.array([t for c in completions for t in c.tokens], np.int32),
             "logprobs": np.concatenate([c.logprobs for c in completions]),
-            "nucleus": np.concatenate([c.nucleus for c in completions]),
+            "nucleus_counts": nucleus.counts,
+            "nucleus_ids": nucleus.ids,
             "finish": np.array([FINISHES.index(c.finish) for c in completions], np.uint8),
             "versions": np.array([c.version for c in completions], np.int64),
             "routed": np.array([c.routes is not None for c in completions], np.uint8),
@@ -116,7 +119,7 @@ def unpack(body: bytes) -> list[Completion]:
         rows = zip(
             _split(found["tokens"], ends),
             _split(found["logprobs"], ends),
-            _split(found["nucleus"], ends, absent=True),
+            _nuclei(found["nucleus_counts"], found["nucleus_ids"], ends),
             found["finish"],
             found["versions"],
             found["routed"],
@@ -135,7 +138,7 @@ def unpack(body: bytes) -> list[Completion]:
 
 
 def _split(rows: np.ndarray, ends: np.ndarray, absent: bool = False) -> list[np.ndarray]:
-    """Rows of one completion each. Masks and routes may be `absent`; their width still counts.
+    """Rows of one completion each. Routes may be `absent`; their width still counts.
 
     Raises:
         ValueError: if there are fewer or more rows.
@@ -145,3 +148,14 @@ def _split(rows: np.ndarray, ends: np.ndarray, absent: bool = False) -> list[np.
     if len(rows) != ends[-1]:
         raise ValueError(f"the completions are not whole: {len(rows)} rows, not {ends[-1]}")
     return [part.copy() for part in np.split(rows, ends[:-1])]
+
+
+def _nuclei(counts: np.ndarray, ids: np.ndarray, ends: np.ndarray) -> list[Nuclei]:
+    """The nuclei of one completion each.
+
+    Raises:
+        ValueError: if there are fewer or more.
+    """
+    if len(counts) != ends[-1] or (counts < 0).any() or counts.sum() != len(ids):
+        raise ValueError(f"the completions are not whole: {len(counts)} nuclei, not {ends[-1]}")
+    return Nuclei(counts, ids).split(ends)

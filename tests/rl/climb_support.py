@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from hillclimb.rl.grading import Graders
 from hillclimb.rl.metrics import Kept
 from hillclimb.rl.rollouts import Sampler
 from hillclimb.rollout.engine import Completion, SamplingParams
+from hillclimb.rollout.nuclei import Nuclei
 from hillclimb.training.learner import Learner
 
 RIGHT, WRONG, HANGS = "<answer>5/7</answer>", "<answer>1/7</answer>", "<answer>999999999!</answer>"
@@ -71,8 +71,7 @@ class Parrot:
         said = self.tokenizer.encode(f"</think>{texts[turn % len(texts)]}")
         logits = self.model(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
         chances = logits.log_softmax(-1).gather(1, torch.tensor(said)[:, None])[:, 0]
-        every = np.packbits(np.ones((len(said), logits.shape[1]), bool), axis=-1)
-        return Completion(said, chances.numpy(), every, "stop", self.version)
+        return Completion(said, chances.numpy(), Nuclei.free(len(said)), "stop", self.version)
 
 
 def make_tokenizer() -> TextTokenizer:

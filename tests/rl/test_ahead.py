@@ -36,6 +36,7 @@ from hillclimb.rl.groups import Sample
 from hillclimb.rl.learned import Learned
 from hillclimb.rl.metrics import Kept
 from hillclimb.rollout.engine import Completion, SamplingParams, undrawn
+from hillclimb.rollout.nuclei import Nuclei
 from hillclimb.training import runtime
 from hillclimb.training.learner import Learner
 
@@ -85,7 +86,7 @@ class Held(Parrot):
         return "what 0x\n" in self.tokenizer.decode(prompt)
 
     def _begun(self, done: Completion) -> Completion:
-        none = undrawn(done.version, self.tokenizer.vocab_size)
+        none = undrawn(done.version)
         one = {"tokens": done.tokens[:1], "logprobs": done.logprobs[:1]}
         return Completion(**{**vars(none), **one, "nucleus": done.nucleus[:1]})
 
@@ -310,8 +311,7 @@ def test_the_gap_is_that_of_fresh_tokens_alone(
 ) -> None:
     climb = make_climb(learner, parrot(learner, tokenizer), graders, {}, **SHAPE)
     prompt, tokens = np.arange(4, dtype=np.int32), np.arange(5, 13, dtype=np.int32)
-    every = np.packbits(np.ones((8, tokenizer.vocab_size), bool), axis=-1)
-    blank = Sample(prompt, tokens, np.ones(8, bool), np.zeros(8, np.float32), every, 1.0)
+    blank = Sample(prompt, tokens, np.ones(8, bool), np.zeros(8, np.float32), Nuclei.free(8), 1.0)
     (known,) = climb._old([blank])
     assert known.old is not None
     versions = np.array([0, 0, 0, 1, 1, 1, 1, 1], np.int32)

@@ -11,6 +11,7 @@ from hillclimb.recipe.climb import RewardWeights
 from hillclimb.rewards.graded import Graded
 from hillclimb.rl.groups import make_group, passes, reward_parts
 from hillclimb.rl.rollouts import Rollout
+from hillclimb.rollout.nuclei import Nuclei
 
 WEIGHTS = RewardWeights(language=0.5, language_alpha=0.1, length=0.25).model_dump()
 
@@ -21,7 +22,7 @@ def rollout(score: float | None, response: str, drawn: int = 4) -> Rollout:
         Problem("p", "stem", "k", "k", "q", {"grader": "math"}), [1, 2],
         tokens=[*range(drawn), 9], drawn=[True] * drawn + [False],
         logprobs=[np.full(drawn, -0.5, np.float32), np.zeros(1, np.float32)],
-        nucleus=[np.ones((drawn + 1, 2), np.uint8)],
+        nucleus=[Nuclei.free(drawn + 1)],
         versions=[np.full(drawn + 1, 3, np.int32)],
         ending=Ending(response, response), graded=Graded(score),
     )  # fmt: skip

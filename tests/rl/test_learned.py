@@ -18,6 +18,7 @@ from hillclimb.artifacts import Artifact
 from hillclimb.rl.groups import Buffer, Group, Sample
 from hillclimb.rl.learned import learned_from
 from hillclimb.rl.policy import micro_batches
+from hillclimb.rollout.nuclei import Nuclei
 from hillclimb.stages.climb import make_climb
 from hillclimb.stages.context import Context
 from hillclimb.stages.models import load_model
@@ -112,7 +113,7 @@ def sample(number: int, drawn: list[bool]) -> Sample:
     count = len(drawn)
     return Sample(
         np.zeros(3, np.int32), np.arange(count, dtype=np.int32), np.asarray(drawn),
-        np.zeros(count, np.float32), np.zeros((count, 1), np.uint8), 0.5,
+        np.zeros(count, np.float32), Nuclei.free(count), 0.5,
         np.zeros(count, np.int32), number=number,
     )  # fmt: skip
 

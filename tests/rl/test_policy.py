@@ -17,7 +17,8 @@ from hillclimb.rl.groups import Sample
 from hillclimb.rl.objective import Objective
 from hillclimb.rl.policy import PolicyLoss, drawn_logprobs, micro_batches, with_old_logprobs
 from hillclimb.rollout.engine import SamplingParams
-from hillclimb.rollout.sampling import unpack_mask
+from hillclimb.rollout.nuclei import Nuclei
+from hillclimb.rollout.sampling import mask_of
 from hillclimb.rollout.torch_engine import TorchEngine
 
 VOCAB, TEMPERATURE, TOP_P = 64, 0.8, 0.7
@@ -71,7 +72,7 @@ def test_without_replay_the_ratio_starts_at_the_nucleus_s_mass(model: MaiForCaus
         picked = hidden[batch.positions[:, 0], batch.positions[:, 1]]
         chances = (model.logits(picked) / TEMPERATURE).softmax(-1)
     assert batch.kept is not None
-    kept = (chances * unpack_mask(batch.kept, VOCAB)).sum(-1)
+    kept = (chances * mask_of(batch.kept, *chances.shape)).sum(-1)
     assert torch.allclose(masses.sort().values, kept.sort().values, atol=1e-5)
 
 
@@ -169,5 +170,5 @@ def of_length(size: int) -> Sample:
     count = size - 1
     return Sample(
         np.zeros(1, np.int32), np.zeros(count, np.int32), np.ones(count, bool),
-        np.zeros(count, np.float32), np.zeros((count, 1), np.uint8), 1.0,
+        np.zeros(count, np.float32), Nuclei.free(count), 1.0,
     )  # fmt: skip

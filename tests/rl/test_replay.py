@@ -26,6 +26,7 @@ from hillclimb.rl.policy import (
 )
 from hillclimb.rl.rollouts import Rollout
 from hillclimb.rollout.engine import Completion, SamplingParams, cut
+from hillclimb.rollout.nuclei import Nuclei
 from hillclimb.rollout.torch_engine import TorchEngine
 
 VOCAB, TOP_P, TEMPERATURE = 64, 0.8, 0.9
@@ -172,7 +173,7 @@ def test_rows_of_many_samples_have_the_same_routes_and_log_probabilities(
 def completion(tokens: int, routes: range | None, version: int, finish: str = "stop") -> Completion:
     told = None if routes is None else np.array(routes, np.uint16)[:, None, None]
     return Completion(
-        [5] * tokens, np.full(tokens, -0.1, np.float32), np.zeros((tokens, 8), np.uint8),
+        [5] * tokens, np.full(tokens, -0.1, np.float32), Nuclei.free(tokens),
         finish, version, told,
     )  # fmt: skip
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hillclimb.rollout.engine import Completion
-from hillclimb.rollout.sampling import nucleus, unpack_mask
+from hillclimb.rollout.nuclei import Nuclei
+from hillclimb.rollout.sampling import mask_of, nucleus
 from hillclimb.rollout.vllm_engine import vllm_python
 
 PROMPTS = [[1, 2, 3], [1, 2, 3], [9, 8, 7, 6, 5] * 9, [4]]
@@ -31,6 +32,11 @@ def logits_of(model: Any, prompt: list[int], completion: Completion) -> torch.Te
     return model(ids).logits[0, len(prompt) - 1 : -1].float()
 
 
+def as_mask(nuclei: Nuclei, vocabulary: int) -> torch.Tensor:
+    """What could be drawn, bool (T, V)."""
+    return mask_of(torch.from_numpy(nuclei.pairs()), len(nuclei), vocabulary)
+
+
 def gap(
     model: Any, prompts: Sequence[list[int]], done: Sequence[Completion], temperature: float = 1.0
 ) -> float:
@@ -40,9 +46,7 @@ def gap(
         if not completion.tokens:
             continue
         logits = logits_of(model, prompt, completion) / temperature
-        if len(completion.nucleus):
-            kept = unpack_mask(torch.from_numpy(completion.nucleus), logits.shape[1])
-            logits = logits.masked_fill(~kept, -torch.inf)
+        logits = logits.masked_fill(~as_mask(completion.nucleus, logits.shape[1]), -torch.inf)
         drawn = torch.tensor(completion.tokens)[:, None]
         expected = logits.log_softmax(-1).gather(1, drawn)[:, 0]
         worst = max(worst, float((expected - torch.from_numpy(completion.logprobs)).abs().max()))
@@ -60,7 +64,7 @@ def wrong_masks(
     wrong = 0
     for prompt, completion in zip(prompts, done, strict=True):
         probs = (logits_of(model, prompt, completion) / temperature).softmax(-1)
-        kept = unpack_mask(torch.from_numpy(completion.nucleus), probs.shape[1])
+        kept = as_mask(completion.nucleus, probs.shape[1])
         surely, maybe = nucleus(probs, top_p - 1e-4), nucleus(probs, top_p + 1e-4)
         wrong += int((surely & ~kept).sum()) + int((kept & ~maybe).sum())
     return wrong
@@ -71,7 +75,7 @@ def same_draws(left: Sequence[Completion], right: Sequence[Completion]) -> bool:
     return all(
         a.tokens == b.tokens
         and a.finish == b.finish
-        and np.array_equal(a.nucleus, b.nucleus)
+        and a.nucleus == b.nucleus
         and np.allclose(a.logprobs, b.logprobs, atol=1e-5)
         for a, b in zip(left, right, strict=True)
     )

@@ -58,7 +58,8 @@ def serving(
 def as_bytes(completions: Sequence[Completion]) -> list[tuple[object, ...]]:
     """All that completions hold, in a form that compares bit by bit."""
     arrays = [
-        [(a.dtype, a.shape, a.tobytes()) for a in (c.logprobs, c.nucleus)] for c in completions
+        [(a.dtype, a.shape, a.tobytes()) for a in (c.logprobs, c.nucleus.counts, c.nucleus.ids)]
+        for c in completions
     ]
     return [
         (c.tokens, c.finish, c.version, *held) for c, held in zip(completions, arrays, strict=True)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from hillclimb.rollout import draw_log
 from hillclimb.rollout.draw_log import CHUNK, DrawLog
-from hillclimb.rollout.sampling import draw, draw_at, nucleus, pack_mask
+from hillclimb.rollout.nuclei import Nuclei
+from hillclimb.rollout.sampling import draw, draw_at, nucleus
 
 UNIFORMS = st.one_of(st.just(0.0), st.just(1 - 2.0**-53), st.floats(0, 1, exclude_max=True))
 CPU = torch.device("cpu")
@@ -139,7 +140,7 @@ def test_what_is_taken_is_what_was_put_last_at_each_place(data):
         log.put(slots, places, logprobs, kept)
         for index, name in enumerate(names):
             if keep[index]:
-                truth[name].append((pack_mask(kept[index]), float(logprobs[index])))
+                truth[name].append((kept[index].numpy(), float(logprobs[index])))
         if data.draw(st.integers(0, 3)) == 0:
             check(log, {name: truth.pop(name) for name in names})
     check(log, truth)
@@ -147,19 +148,19 @@ def test_what_is_taken_is_what_was_put_last_at_each_place(data):
 
 def check(log: DrawLog, truth: dict[str, list]) -> None:
     found = log.take(list(truth), [len(places) for places in truth.values()])
-    for (masks, logprobs), places in zip(found, truth.values(), strict=True):
-        assert masks.shape == (len(places), 2)
-        assert masks.tolist() == [mask.tolist() for mask, _ in places]
+    for (nuclei, logprobs), places in zip(found, truth.values(), strict=True):
+        masks = np.array([mask for mask, _ in places], bool).reshape(-1, 11)
+        assert nuclei == Nuclei.of_mask(masks)
         assert logprobs.tolist() == [logprob for _, logprob in places]
 
 
-def test_likeliest_tokens_have_no_masks_and_unknown_requests_nothing():
+def test_likeliest_tokens_have_no_nucleus_and_unknown_requests_nothing():
     log = log_of()
     slots = np.array([log.open("a", None)])
     for place in range(3):
         log.put(slots, np.array([place]), torch.tensor([-float(place)]), None)
-    (masks, logprobs), (none, nothing) = log.take(["a", "never begun"], [3, 0])
-    assert masks.shape == none.shape == (0, 2)
+    (nuclei, logprobs), (none, nothing) = log.take(["a", "never begun"], [3, 0])
+    assert (nuclei, none) == (Nuclei.free(3), Nuclei.free(0))
     assert logprobs.tolist() == [0, -1, -2]
     assert nothing.shape == (0,)
 
@@ -173,4 +174,5 @@ def test_memory_of_requests_that_are_done_is_used_again(monkeypatch):
         for place in range(3):
             log.put(slots, np.full(64, place), torch.zeros(64), torch.ones(64, 11) > 0)
         log.take(names, [3] * 64)
-    assert len(log._masks) == 64 * 3
+    assert len(log._logprobs) == 64 * 3
+    assert len(log._ids) < 4 * 64 * 3 * 11

@@ -14,6 +14,7 @@ from engine_support import PROMPTS, gap, logits_of, require_vllm, same_draws, wr
 from hillclimb.model.configuration import MaiConfig
 from hillclimb.model.modeling import MaiForCausalLM
 from hillclimb.rollout.engine import RolloutEngine, SamplingParams
+from hillclimb.rollout.nuclei import Nuclei
 from hillclimb.rollout.torch_engine import TorchEngine
 from hillclimb.rollout.vllm_engine import PYTHON, VllmEngine
 from hillclimb.rollout.vllm_options import OPTIONS
@@ -85,7 +86,7 @@ def test_greedy_answers_are_the_likeliest_tokens(engine, start):
         logits = logits_of(start, prompt, completion)
         taken = logits.gather(1, torch.tensor(completion.tokens)[:, None])[:, 0]
         assert float((logits.max(1).values - taken).max()) < 1e-4
-        assert completion.nucleus.shape == (0, 6)
+        assert completion.nucleus == Nuclei.free(len(completion.tokens))
     assert gap(start, PROMPTS, done) < 1e-4
 
 
@@ -135,7 +136,7 @@ def test_what_is_interrupted_comes_back_as_far_as_it_was_and_can_go_on(engine, s
     assert {c.finish for c in done} == {"interrupted"}
     for completion in done:
         assert len(completion.logprobs) == len(completion.nucleus) == len(completion.tokens) < 1900
-        assert completion.nucleus.any(1).all()
+        assert completion.nucleus.counts.all()
     assert gap(start, PROMPTS, done) < 1e-4
     contexts = [p + c.tokens for p, c in zip(PROMPTS, done, strict=True)]
     rest = engine.generate(contexts, SamplingParams(8), 1)

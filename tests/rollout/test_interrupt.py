@@ -43,7 +43,7 @@ def test_an_interrupted_call_returns_what_it_has(build):
         drawn = len(completion.tokens)
         assert drawn < LONG.max_tokens
         assert completion.logprobs.shape == (drawn,)
-        assert completion.nucleus.shape == (drawn, 5)
+        assert len(completion.nucleus) == drawn
     params = SamplingParams(6)
     assert {c.finish for c in engine.generate(PROMPTS, params, 1)} == {"length"}
 

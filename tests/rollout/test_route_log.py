@@ -13,6 +13,7 @@ from rollout_support import as_bytes, serving, tiny_network
 
 from hillclimb.model.routes import recorded
 from hillclimb.rollout.engine import Completion, Finish, SamplingParams
+from hillclimb.rollout.nuclei import Nuclei
 from hillclimb.rollout.remote import RemoteEngine
 from hillclimb.rollout.torch_engine import TorchEngine
 from hillclimb.rollout.wire import FINISHES, pack, unpack
@@ -83,7 +84,7 @@ def completion(tokens: int, finish: Finish, routes: int | None) -> Completion:
     told = None if routes is None else generator.integers(0, 2**16, (routes, 3, 2), np.uint16)
     return Completion(
         list(range(tokens)), generator.random(tokens, np.float32),
-        generator.integers(0, 256, (tokens, 5), np.uint8), finish, tokens, told,
+        Nuclei.of_mask(generator.random((tokens, 40)) > 0.7), finish, tokens, told,
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def test_a_server_never_goes_back_to_weights_that_were_replaced(start, capsys, m
     """Nor where they were still there when the slot looked; and the server is not away."""
     later = Weights.of({k: v * 0.7 for k, v in start.state_dict().items()}, 8)
     with serving(start) as url:
-        slot = Slot(url, 30.0, threading.RLock(), lambda weights: weights is later, 40)
+        slot = Slot(url, 30.0, threading.RLock(), lambda weights: weights is later)
         slot.send(later)
         if seen:
             monkeypatch.setattr(slot, "_prepare", lambda weights: None)
