@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from hillclimb.rewards.graded import Graded
 from hillclimb.rewards.pool import GraderPool, Task
@@ -77,9 +78,19 @@ def decide(answer: str, reference: str) -> Graded | None:
 
 
 class MathGrader:
-    """Grades responses with references in batches; 1 for an equal answer, 0 for another or none."""
+    """Grades responses with references in batches; 1 for an equal answer, 0 for another or none.
+
+    Raises:
+        ModuleNotFoundError: if there is nothing to compare notations with; answers would be left
+            without a grade one by one.
+    """
 
     def __init__(self, pool: GraderPool) -> None:
+        if find_spec("math_verify") is None:
+            raise ModuleNotFoundError(
+                "math-verify, which compares mathematical answers, is not installed: "
+                "install hillclimb with its extra `rewards`"
+            )
         self.pool = pool
 
     def grade_many(self, pairs: Sequence[tuple[str, str]]) -> list[Graded]:

@@ -137,3 +137,9 @@ def test_a_hostile_response_costs_no_time(grader: MathGrader, piece: str) -> Non
     )
     assert [result.score for result in verdict] == [0.0, 0.0]
     assert time.monotonic() - started < 2
+
+
+def test_without_its_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hillclimb.rewards.math.find_spec", lambda name: None)
+    with GraderPool() as pool, pytest.raises(ModuleNotFoundError, match="extra `rewards`"):
+        MathGrader(pool)
