@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from hillclimb.environments.tasks import Problem
 from hillclimb.rl.curriculum import PromptQueue
 from hillclimb.rl.groups import Buffer, Group
-from hillclimb.rl.metrics import Update
+from hillclimb.rl.metrics import Row, Update
 from hillclimb.rl.workers import ProblemWorker
 
 SEEDS = 4
@@ -57,7 +57,8 @@ class Turns:
         seed: int,
     ) -> None:
         self.config, self.worker, self.problems, self.seed = config, worker, problems, seed
-        self.queue, self.buffer, self.version, self.found = queue, buffer, 0, Update()
+        self.queue, self.buffer, self.version = queue, buffer, 0
+        self._columns: Row = {}
         self._asked, self._drawing = time.perf_counter(), 0.0
 
     def begin(self, version: int) -> Update:
@@ -65,13 +66,13 @@ class Turns:
         started = time.perf_counter()
         self.version = version
         wanted = self.config["staleness"]["steps_per_update"] * self.config["batch_groups"]
-        found, draws = Update(before=self.found.carried()), 0
+        found, draws = Update(before=self._columns), 0
         found.groups["stale"] = self.buffer.drop_stale(version)
         while len(self.buffer.groups) < wanted and self._may_draw(found, draws):
             self._draw(found, draws)
             draws += 1
         self._drawing += time.perf_counter() - started
-        self.found = found
+        self._columns = found.carried()
         return found
 
     def batches(self, prepare: Prepare) -> Iterator[list[Group]]:
@@ -92,13 +93,12 @@ class Turns:
 
     def state(self) -> dict[str, Any]:
         """How many prompts were taken: between updates none is in flight."""
-        taken, columns = dict(self.queue.taken), self.found.carried()
-        return {"taken": taken, "in_flight": [], "columns": columns}
+        return {"taken": dict(self.queue.taken), "in_flight": [], "columns": self._columns}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.queue.taken = dict(state["taken"])
-        self.found = Update(before=state["columns"])
+        self._columns = state["columns"]
 
     def close(self) -> None:
         """Nothing goes on by itself."""

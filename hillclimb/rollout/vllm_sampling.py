@@ -97,8 +97,6 @@ class Drawer(LogitsProcessor):
         if rows and self._manner is None:
             self._columns = torch.tensor(manners, device=self._device).T.unsqueeze(-1)
         whole = order == list(range(len(order)))
-        self._whole = all(top_p >= 1.0 for _, top_p in manners)
-        self._limited = self._columns[1] < 1.0 if rows else True
         self._index = self._every[: len(order)] if whole else torch.tensor(order).to(self._device)
         self._last = order[-1] + 1 if whole and order else None
 
@@ -115,7 +113,11 @@ class Drawer(LogitsProcessor):
         else:
             uniforms = self.log.uniforms(self._slots, places)
             tokens, logprobs, kept = draw_at(uniforms, picked, *self._columns)
-            kept = None if self._whole else kept & self._limited
+            top_p = self._columns[1]
+            if self._manner is None:
+                kept &= top_p < 1.0
+            elif top_p >= 1.0:
+                kept = None
         self.log.put(self._slots, places, logprobs, kept)
         return logits.index_put_((self._index, tokens), self._peak)
 

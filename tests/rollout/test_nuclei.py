@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
+from engine_support import as_mask
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from hillclimb.rollout.nuclei import Nuclei
-from hillclimb.rollout.sampling import mask_of
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=19))
-
-
-def as_mask(nuclei: Nuclei, vocabulary: int) -> np.ndarray:
-    return mask_of(torch.from_numpy(nuclei.pairs()), len(nuclei), vocabulary).numpy()
 
 
 def freed(mask: np.ndarray) -> np.ndarray:
